@@ -1,0 +1,7 @@
+"""`python -m RegMambaLib` is the command `regmamba`."""
+
+import sys
+
+from .cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""How good a registration is: overlap, surface distance, folds, landmarks, and the report."""

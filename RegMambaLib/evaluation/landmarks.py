@@ -1,0 +1,35 @@
+"""Target registration error of corresponding points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
+    """(n, 3) LPS mm through a transform."""
+    return np.array([transform.TransformPoint(p) for p in np.asarray(points, float).tolist()]).reshape(-1, 3)
+
+
+def target_registration_error(
+    fixed: np.ndarray, moving: np.ndarray, transform: sitk.Transform | None = None
+) -> np.ndarray:
+    """(n,) mm between the fixed points, brought to moving space, and the moving points; both (n, 3) LPS mm.
+
+    Args:
+        fixed, moving: corresponding points.
+        transform: fixed -> moving; None measures the points as they are.
+
+    Raises:
+        InputError: the lists differ in length.
+    """
+    if len(fixed) != len(moving):
+        raise InputError(f"{len(fixed)} fixed and {len(moving)} moving points are no pairs; give pairs.")
+    brought = map_points(transform, fixed) if transform is not None else np.asarray(fixed, float)
+    return np.linalg.norm(brought - np.asarray(moving, float), axis=1)

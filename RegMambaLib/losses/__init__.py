@@ -1,0 +1,24 @@
+"""Losses: plain functions on tensors (B, C, H, W, D) that return one scalar to be minimised."""
+
+from __future__ import annotations
+
+from RegMambaLib.losses.boxes import box_mean, box_sum
+from RegMambaLib.losses.dice import dice_loss
+from RegMambaLib.losses.dirichlet import dirichlet_kl_loss
+from RegMambaLib.losses.lncc import lncc_loss, lncc_map
+from RegMambaLib.losses.mind import mind_ssc
+from RegMambaLib.losses.mse import mse_loss
+from RegMambaLib.losses.smoothness import bending_loss, diffusion_loss
+
+__all__ = [
+    "bending_loss",
+    "box_mean",
+    "box_sum",
+    "dice_loss",
+    "diffusion_loss",
+    "dirichlet_kl_loss",
+    "lncc_loss",
+    "lncc_map",
+    "mind_ssc",
+    "mse_loss",
+]

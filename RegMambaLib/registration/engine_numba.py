@@ -1,0 +1,103 @@
+"""Refinement of one level on the CPU, by fused numba kernels."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ..spatial import kernels as spatial_kernels
+from ..spatial.fields import gaussian_taps
+from . import kernels
+from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair
+from .settings import Settings
+
+
+class NumbaEngine:
+    """Holds a level's buffers; every array is float32 and (3, k, j, i) or (k, j, i)."""
+
+    def __init__(self, pair: Pair, start: np.ndarray, settings: Settings, metric: str) -> None:
+        shape = pair.fixed.shape
+        self.pair = pair
+        self.settings = settings
+        self.slabs = max(1, min(shape[0], numba.get_num_threads()))
+        self.u = np.array(start, np.float32)
+        self.force = np.empty_like(self.u)
+        self.buffer = np.empty_like(self.u)
+        self.first = np.zeros_like(self.u)
+        self.second = np.zeros_like(self.u)
+        self.update_taps = gaussian_taps(settings.smooth_update)
+        self.total_taps = gaussian_taps(settings.smooth_total)
+        self.radius = settings.window // 2
+        self.iteration = 0
+        self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
+        self.metric = metric
+        if metric == "mind":
+            self.fixed_features = _mind(pair.fixed)
+            self.moving_features = _mind(pair.moving)
+        else:
+            self.fixed_sum = np.empty(shape, np.float32)
+            self.fixed_variance = np.empty(shape, np.float32)
+            kernels.fixed_moments(pair.fixed, self.radius, self.slabs, self.fixed_sum, self.fixed_variance)
+
+    def step(self) -> float:
+        """One iteration; returns the mean similarity (LNCC, or minus the squared MIND difference)."""
+        self.iteration += 1
+        similarity = self._image_force()
+        if self.guided:
+            self._add_label_force()
+        self._smooth(self.force, self.update_taps, self.buffer)
+        beta1, beta2 = ADAM_BETAS
+        largest = kernels.adam(
+            self.buffer, self.first, self.second, np.float32(beta1), np.float32(beta2),
+            np.float32(1 / (1 - beta1**self.iteration)), np.float32(1 / (1 - beta2**self.iteration)),
+            np.float32(ADAM_FLOOR * np.abs(self.buffer).max() + 1e-20), self.force,
+        )
+        if largest > 0:
+            spatial_kernels.compose(self.u, self.force, np.float32(self.settings.step / largest), self.buffer)
+            self._smooth(self.buffer, self.total_taps, self.u)
+        return similarity / self.pair.fixed.size
+
+    def displacement(self) -> np.ndarray:
+        """The displacement so far, (3, k, j, i) float32 voxels."""
+        return self.u
+
+    def _image_force(self) -> float:
+        pair = self.pair
+        if self.metric == "mind":
+            return -kernels.channel_force(
+                self.fixed_features, self.moving_features, self.u, pair.weight, self.force
+            )
+        return kernels.lncc_force(
+            pair.fixed, pair.moving, self.u, self.fixed_sum, self.fixed_variance, pair.weight,
+            self.radius, np.float32(LNCC_EPSILON), self.slabs, self.force,
+        )
+
+    def _add_label_force(self) -> None:
+        """Add the soft-Dice gradient, scaled to `guide_weight` times the root mean square of the image force."""
+        pair = self.pair
+        overlap = np.zeros(pair.labels, np.float32)
+        size = np.zeros(pair.labels, np.float32)
+        kernels.label_overlap(pair.fixed_labels, pair.moving_labels, self.u, pair.labels, overlap, size)
+        kernels.label_force(pair.fixed_labels, pair.moving_labels, self.u, overlap, size, self.buffer)
+        image, labels = _rms(self.force), _rms(self.buffer)
+        if labels > 0:
+            self.force += np.float32(self.settings.guide_weight * (image / labels if image > 0 else 1.0)) * self.buffer
+
+    def _smooth(self, source: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
+        if taps.size == 1:
+            out[:] = source
+        else:
+            spatial_kernels.smooth(source, taps, self.slabs, out)
+
+
+def _mind(volume: np.ndarray) -> np.ndarray:
+    """MIND-SSC descriptors, channels last: (k, j, i, 12)."""
+    import torch
+
+    from ..losses.mind import mind_ssc
+
+    return np.ascontiguousarray(mind_ssc(torch.from_numpy(volume)[None, None])[0].permute(1, 2, 3, 0).numpy())
+
+
+def _rms(array: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(array), dtype=np.float64)))

@@ -1,0 +1,106 @@
+"""The working grid: one canonical grid around both anatomies, in fixed world space."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..spatial.grid import Grid
+
+# About the size of 240 x 280 x 240: larger volumes are worked on coarser, so that memory does not grow.
+MOST_VOXELS = 16_000_000
+# Voxels beyond the anatomy, over which the displacement fades out.
+MARGIN = 8
+FADE = 6
+# How far (mm) outside the fixed image moving anatomy still counts.
+REACH = 20.0
+SMALLEST = 16
+
+
+def canonical(grid: Grid) -> Grid:
+    """The same voxels with axes reordered and flipped to lie closest to L, P, S (right-handed up to obliqueness).
+
+    Networks and presets then see every patient the same way round, whatever the order of the file.
+    """
+    axes = grid.axes
+    unit = axes / np.linalg.norm(axes, axis=0)
+    order = _assign(np.abs(unit))
+    corner, size, spacing, columns = np.zeros(3), [], [], []
+    for world, axis in enumerate(order):
+        sign = 1.0 if unit[world, axis] >= 0 else -1.0
+        if sign < 0:
+            corner[axis] = grid.size[axis] - 1
+        size.append(grid.size[axis])
+        spacing.append(grid.spacing[axis])
+        columns.append(sign * unit[:, axis])
+    origin = grid.world(corner)
+    return Grid(
+        (size[0], size[1], size[2]),
+        (spacing[0], spacing[1], spacing[2]),
+        (float(origin[0]), float(origin[1]), float(origin[2])),
+        tuple(np.stack(columns, axis=1).ravel().tolist()),
+    )
+
+
+def working_grid(
+    fixed: Grid, fixed_foreground: np.ndarray, moving: Grid, moving_foreground: np.ndarray, affine: np.ndarray,
+    spacing: float = 0.0,
+) -> Grid:
+    """A canonical isotropic grid around both anatomies with a margin.
+
+    Args:
+        fixed, moving: grids of the images; the masks are (k, j, i) on them.
+        affine: 4x4 from fixed to moving world.
+        spacing: mm; 0 takes the fixed image's own (the geometric mean of an anisotropic one), coarser where the
+            grid would exceed `MOST_VOXELS`.
+    """
+    own = np.asarray(fixed.spacing)
+    side = spacing or float(own[0] if np.ptp(own) < 0.01 * own.min() else np.cbrt(own.prod()))
+    base = canonical(fixed).with_spacing((side, side, side))
+    points = _box_corners(fixed, fixed_foreground)
+    back = np.linalg.inv(affine)
+    others = _box_corners(moving, moving_foreground) @ back[:3, :3].T + back[:3, 3]
+    index = base.index(points)
+    reach = REACH / side
+    size = np.asarray(base.size)
+    other = np.clip(base.index(others), -reach, size - 1 + reach)
+    both = np.concatenate([index, other])
+    low = np.floor(both.min(0)).astype(int) - MARGIN
+    high = np.ceil(both.max(0)).astype(int) + MARGIN
+    extent = np.maximum(high - low + 1, SMALLEST)
+    grid = base.crop(_ints(low), _ints(extent))
+    if spacing == 0 and extent.prod() > MOST_VOXELS:
+        coarser = side * float(np.cbrt(extent.prod() / MOST_VOXELS))
+        grid = grid.with_spacing((coarser, coarser, coarser))
+    return grid
+
+
+def fade(shape: tuple[int, ...], width: int = FADE) -> np.ndarray:
+    """(k, j, i) float32 window: 0 on the outermost voxels, 1 from `width` voxels inwards (raised cosine)."""
+    ramps = []
+    for n in shape:
+        distance = np.minimum(np.arange(n), np.arange(n)[::-1])
+        ramps.append(0.5 - 0.5 * np.cos(np.pi * np.clip(distance / width, 0, 1)))
+    return (ramps[0][:, None, None] * ramps[1][None, :, None] * ramps[2][None, None, :]).astype(np.float32)
+
+
+def _assign(strength: np.ndarray) -> list[int]:
+    """For each world axis the image axis that points most along it (each used once)."""
+    from itertools import permutations
+
+    return list(max(permutations(range(3)), key=lambda p: sum(strength[w, a] for w, a in enumerate(p))))
+
+
+def _box_corners(grid: Grid, mask: np.ndarray) -> np.ndarray:
+    """(8, 3) LPS mm corners of the mask's bounding box; of the whole volume when the mask is empty."""
+    low, high = [], []
+    for axis, n in zip((2, 1, 0), grid.size, strict=True):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        low.append(int(hit[0]) if hit.size else 0)
+        high.append(int(hit[-1]) if hit.size else n - 1)
+    ends = list(zip(low, high, strict=True))
+    return grid.world(np.array([[i, j, k] for i in ends[0] for j in ends[1] for k in ends[2]], float))
+
+
+def _ints(values: np.ndarray) -> tuple[int, int, int]:
+    i, j, k = (int(v) for v in values)
+    return i, j, k

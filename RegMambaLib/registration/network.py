@@ -1,0 +1,118 @@
+"""The network's part in a registration: which weights, on what grid, and whether its answer helps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from ..spatial import fields
+from .refine import shrink
+
+if TYPE_CHECKING:
+    from ..networks.base import RegistrationNetwork
+
+# mm per voxel that shipped weights were trained on; the network then sees a brain on about 80 x 96 x 80 voxels.
+NETWORK_SPACING = 2.0
+WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says about a pair.
+
+    Attributes:
+        displacement: (3, k, j, i) float32 voxels of its own grid, over the extent of the working grid.
+        uncertainty: (k, j, i) float32 voxels of its own grid, or None.
+    """
+
+    displacement: np.ndarray
+    uncertainty: np.ndarray | None
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Names and files of the weights in this installation."""
+    return {path.stem: path for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))}
+
+
+def find_weights(name: str) -> Path:
+    """The file of shipped weights, or the given file.
+
+    Raises:
+        InputError: neither exists.
+    """
+    shipped = shipped_weights()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    raise InputError(
+        f"There are no weights {name!r}; give one of {', '.join([*shipped, 'none'])}, or a .safetensors or .pth file."
+    )
+
+
+def load_weights(name: str) -> RegistrationNetwork:
+    """The network of `find_weights`, ready for inference on the CPU."""
+    from ..networks import load_network, load_published_checkpoint
+
+    path = find_weights(name)
+    loader = load_network if path.suffix == ".safetensors" else load_published_checkpoint
+    return loader(path).eval()
+
+
+def predict(
+    network: RegistrationNetwork, fixed: np.ndarray, moving: np.ndarray, spacing: float, *, device: str = "cpu",
+    samples: int = 0, seed: int = 0,
+) -> Prediction:
+    """Run the network on a pair of the working grid.
+
+    Args:
+        fixed, moving: (k, j, i) float32 in [0, 1], linearly aligned.
+        spacing: of the working grid, mm.
+        samples: posterior samples for the uncertainty; 0 for none.
+    """
+    import torch
+
+    shape = network_shape(fixed.shape, spacing)
+    both = [torch.from_numpy(shrink(a, shape) if shape != a.shape else a)[None, None] for a in (moving, fixed)]
+    network = network.to(device)
+    with torch.inference_mode():
+        flow, spread = network.predict(*(image.to(device) for image in both), samples, seed=seed)
+    return Prediction(
+        flow[0].float().cpu().numpy(), None if spread is None else spread[0, 0].float().cpu().numpy()
+    )
+
+
+def network_shape(shape: tuple[int, ...], spacing: float) -> tuple[int, int, int]:
+    """Array shape of the network's grid over the extent of a working grid of `shape` voxels of `spacing` mm."""
+    ratio = min(spacing / NETWORK_SPACING, 1.0)
+    z, y, x = (max(8, round(n * ratio)) for n in shape)
+    return z, y, x
+
+
+def helps(fixed: np.ndarray, moving: np.ndarray, displacement: np.ndarray) -> tuple[bool, float, float]:
+    """Whether the displacement makes the pair more alike, and the similarity before and after.
+
+    Args:
+        fixed, moving: (k, j, i) on the displacement's grid.
+
+    The similarity is the mean LNCC of 7-voxel windows where either image has anatomy; contrast may be inverted.
+    """
+    moved = fields.warp(moving, displacement)
+    before, after = mean_lncc(fixed, moving), mean_lncc(fixed, moved)
+    return after > before, before, after
+
+
+def mean_lncc(a: np.ndarray, b: np.ndarray, sigma: float = 2.0) -> float:
+    """Mean squared local correlation of two volumes in [0, 1] with Gaussian windows, over where either is not flat."""
+    stack = np.stack([a, b, a * a, b * b, a * b])
+    ma, mb, aa, bb, ab = fields.smooth(stack, sigma, truncate=3.0)
+    va, vb, cross = aa - ma * ma, bb - mb * mb, ab - ma * mb
+    inside = np.maximum(va, vb) > 1e-4
+    if not inside.any():
+        return 0.0
+    return float(np.mean(cross[inside] ** 2 / (np.maximum(va, 0) * np.maximum(vb, 0) + 1e-8)[inside]))

@@ -1,0 +1,342 @@
+"""`register`: the one function everything else calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..spatial import fields
+from ..spatial.grid import Grid
+from ..spatial.itk import affine_matrix, affine_transform
+from .affine import Side, align
+from .grid import fade, working_grid
+from .network import Prediction, helps, load_weights, predict
+from .preprocess import Prepared, prepare
+from .refine import Pair, refine, shrink
+from .repair import remove_folds
+from .result import Registration
+from .settings import Settings
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+Progress = Callable[[str, float], None]
+
+# Correlation of the linearly aligned intensities below which the images are taken to differ in contrast.
+SAME_CONTRAST = 0.4
+
+
+def register(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    *,
+    fixed_labels: sitk.Image | None = None,
+    moving_labels: sitk.Image | None = None,
+    fixed_mask: sitk.Image | None = None,
+    moving_mask: sitk.Image | None = None,
+    initial: sitk.Transform | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - immutable
+    progress: Progress | None = None,
+) -> Registration:
+    """Align `moving` to `fixed`, wherever they lie in the world: linearly, by the network, then on the pair itself.
+
+    Args:
+        fixed, moving: 3-D scalar images; any size, spacing, direction.
+        fixed_labels, moving_labels: label maps on the grids of their images; they pull only with `settings.guide`.
+        fixed_mask, moving_mask: where the similarity counts (non-zero), on the grids of their images.
+        initial: linear transform from fixed to moving space to start from.
+        settings: see `Settings`.
+        progress: called with (stage, share done of the stage); may raise `Cancelled`.
+
+    Returns:
+        The `Registration`; it maps points of fixed space to moving space.
+
+    Raises:
+        InputError: an input cannot be used; the message says which and why.
+    """
+    check_inputs(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, settings)
+    use_threads(settings.threads)
+    device = find_device(settings.device)
+    run = _Run(progress)
+
+    with run.stage("preprocess"):
+        sides = prepare(fixed, "fixed"), prepare(moving, "moving")
+        foregrounds = sides[0].foreground(), sides[1].foreground()
+
+    with run.stage("linear"):
+        affine = _linear(sides, foregrounds, (fixed_mask, moving_mask), initial, settings, run.report)
+
+    with run.stage("preprocess"):
+        grid = working_grid(
+            Grid.of(fixed), foregrounds[0], Grid.of(moving), foregrounds[1], affine, settings.spacing
+        )
+        pair = _pair(
+            grid, sides, affine, (fixed_labels, moving_labels) if settings.guide else (None, None),
+            (fixed_mask, moving_mask), settings,
+        )
+        metric = settings.metric if settings.metric != "auto" else _choose_metric(pair)
+        run.details.update(grid_size=list(grid.size), grid_spacing=grid.spacing[0], metric=metric, device=device)
+
+    with run.stage("network"):
+        prediction = _network(pair, grid.spacing[0], settings, device, run.details)
+
+    with run.stage("refine"):
+        start = prediction.displacement if prediction else None
+        u = refine(pair, settings, start=start, metric=metric, device=device, progress=run.report)
+
+    with run.stage("repair"):
+        u *= fade(u.shape[1:])
+        if settings.repair:
+            u, folded, left = remove_folds(u)
+            run.details.update(repaired_voxels=folded, folded_voxels=left)
+        run.report(0.4)
+        inverse, error = fields.invert(u)
+        run.details["inverse_error_mm"] = float(error.max()) * grid.spacing[0]
+
+    return Registration(
+        grid=grid,
+        displacement=u,
+        inverse_displacement=inverse,
+        affine=affine,
+        fixed_grid=Grid.of(fixed),
+        moving_grid=Grid.of(moving),
+        uncertainty=_uncertainty(prediction, grid),
+        seconds=run.seconds,
+        settings=settings,
+        details=run.details,
+    )
+
+
+def check_inputs(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    fixed_labels: sitk.Image | None,
+    moving_labels: sitk.Image | None,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    settings: Settings,
+) -> None:
+    """Raise `InputError` for what `register` cannot use, before anything long begins."""
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise InputError(
+                f"The {name} image has {image.GetDimension()} dimensions and "
+                f"{image.GetNumberOfComponentsPerPixel()} components; give a 3-D scalar volume."
+            )
+        if min(image.GetSize()) < 4:
+            raise InputError(
+                f"The {name} image has {' x '.join(map(str, image.GetSize()))} voxels; every axis needs at least 4."
+            )
+    for name, image, other in (
+        ("fixed labels", fixed, fixed_labels), ("moving labels", moving, moving_labels),
+        ("fixed mask", fixed, fixed_mask), ("moving mask", moving, moving_mask),
+    ):
+        if other is not None and not Grid.of(other).same_as(Grid.of(image), 0.01):
+            raise InputError(
+                f"The {name} lie on another grid than the {name.split()[0]} image; resample them onto it first."
+            )
+    if settings.guide and (fixed_labels is None or moving_labels is None):
+        raise InputError("Label guidance needs both label maps; give fixed and moving labels, or leave it off.")
+
+
+def use_threads(threads: int) -> None:
+    """Let numba, torch and ITK use this many CPU threads; 0 leaves them as they are."""
+    if threads <= 0:
+        return
+    import numba
+    import SimpleITK as sitk
+    import torch
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def find_device(name: str) -> str:
+    """A usable torch device name for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        InputError: the device is unknown or not there.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there:
+        raise InputError(f"Unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps.")
+    if not there[kind] or (kind == "cuda" and ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count()):
+        raise InputError(f"The device {name!r} is not available here; use cpu or auto.")
+    return name
+
+
+@dataclass
+class _Run:
+    """Times the stages and passes their progress on."""
+
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    current: str = ""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.current = name
+        self.report(0.0)
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        self.report(1.0)
+
+    def report(self, share: float) -> None:
+        if self.progress is not None:
+            self.progress(self.current, share)
+
+
+def _linear(
+    sides: tuple[Prepared, Prepared],
+    foregrounds: tuple[np.ndarray, np.ndarray],
+    masks: tuple[sitk.Image | None, sitk.Image | None],
+    initial: sitk.Transform | None,
+    settings: Settings,
+    report: Callable[[float], None],
+) -> np.ndarray:
+    start = None if initial is None else affine_matrix(initial)
+    if settings.affine == "none":
+        return np.eye(4) if start is None else start
+    fixed, moving = (
+        Side(side.image, foreground, None if mask is None else mask != 0)
+        for side, foreground, mask in zip(sides, foregrounds, masks, strict=True)
+    )
+    return align(
+        fixed, moving, settings.affine, initial=start, principal_axes=settings.principal_axes, seed=settings.seed,
+        progress=report,
+    )
+
+
+def _pair(
+    grid: Grid,
+    sides: tuple[Prepared, Prepared],
+    affine: np.ndarray,
+    labels: tuple[sitk.Image | None, sitk.Image | None],
+    masks: tuple[sitk.Image | None, sitk.Image | None],
+    settings: Settings,
+) -> Pair:
+    """Everything refinement needs, on the working grid."""
+    import SimpleITK as sitk
+
+    identity = affine_transform(np.eye(4))
+    through = identity, affine_transform(affine)
+
+    def array(image: sitk.Image, transform: sitk.Transform, labels: bool = False) -> np.ndarray:
+        return sitk.GetArrayFromImage(grid.resample(image, transform, labels=labels))
+
+    images = [array(side.image, t) for side, t in zip(sides, through, strict=True)]
+    classes, count = _label_classes(labels, through, array)
+    return Pair(images[0], images[1], _weight(grid, sides, through, masks, settings.window), *classes, count)
+
+
+def _label_classes(
+    labels: tuple[sitk.Image | None, sitk.Image | None],
+    through: tuple[sitk.Transform, sitk.Transform],
+    array: Callable[..., np.ndarray],
+) -> tuple[list[np.ndarray | None], int]:
+    """Label maps on the grid as int32 classes: 0 background and what only one map has, then the common labels."""
+    if labels[0] is None or labels[1] is None:
+        return [None, None], 0
+    maps = [array(image, t, labels=True) for image, t in zip(labels, through, strict=True) if image is not None]
+    common = np.setdiff1d(np.intersect1d(*maps), [0])
+    if common.size == 0:
+        raise InputError("The two label maps have no label in common; label guidance needs at least one.")
+    classes: list[np.ndarray | None] = []
+    for values in maps:
+        place = np.searchsorted(common, values)
+        place[place == common.size] = 0
+        classes.append(np.where(common[place] == values, place + 1, 0).astype(np.int32))
+    return classes, common.size + 1
+
+
+def _weight(
+    grid: Grid,
+    sides: tuple[Prepared, Prepared],
+    through: tuple[sitk.Transform, sitk.Transform],
+    masks: tuple[sitk.Image | None, sitk.Image | None],
+    window: int,
+) -> np.ndarray:
+    """Where the metric counts: inside the masks, and not where a window sees the end of a field of view.
+
+    Size 0 where it counts everywhere.
+    """
+    import SimpleITK as sitk
+    from scipy.ndimage import minimum_filter
+
+    weight = None
+    for side, transform, mask in zip(sides, through, masks, strict=True):
+        inside = sitk.Image(side.image.GetSize(), sitk.sitkUInt8) + 1 if mask is None else mask != 0
+        inside.CopyInformation(side.image)
+        part = sitk.GetArrayFromImage(grid.resample(sitk.Cast(inside, sitk.sitkUInt8), transform, labels=True))
+        if mask is None and not _cut_off(part, side, grid, transform):
+            continue
+        part = part if mask is not None else minimum_filter(part, size=window)
+        weight = part.astype(np.float32) if weight is None else weight * part
+    return np.empty((0, 0, 0), np.float32) if weight is None else weight
+
+
+def _cut_off(inside: np.ndarray, side: Prepared, grid: Grid, transform: sitk.Transform) -> bool:
+    """Whether the anatomy reaches the border of the image's field of view within the grid."""
+    if inside.all():
+        return False
+    import SimpleITK as sitk
+    from scipy.ndimage import minimum_filter
+
+    image = sitk.GetArrayViewFromImage(grid.resample(side.image, transform))
+    rim = (inside == 1) & (minimum_filter(inside, size=3) == 0)
+    # A few bright voxels at the border are noise or a nose.
+    return float((image[rim] > side.threshold).mean() if rim.any() else 0.0) > 0.02
+
+
+def _choose_metric(pair: Pair) -> str:
+    """LNCC where the intensities of the aligned images go together, MIND-SSC where they do not."""
+    shape = tuple(max(8, n // 4) for n in pair.fixed.shape)
+    f, m = (shrink(a, (shape[0], shape[1], shape[2])) for a in (pair.fixed, pair.moving))
+    both = (f > 0.1) & (m > 0.1)
+    if both.sum() < 100 or f[both].std() < 1e-6 or m[both].std() < 1e-6:
+        return "lncc"
+    return "lncc" if float(np.corrcoef(f[both], m[both])[0, 1]) > SAME_CONTRAST else "mind"
+
+
+def _network(
+    pair: Pair, spacing: float, settings: Settings, device: str, details: dict[str, Any]
+) -> Prediction | None:
+    """The network's prediction, or None when there is none or it makes the pair less alike."""
+    details["weights"] = settings.weights
+    if settings.weights == "none":
+        return None
+    from ..scan import use_backend
+
+    network = load_weights(settings.weights)
+    with use_backend(settings.scan):
+        found = predict(
+            network, pair.fixed, pair.moving, spacing, device=device, samples=settings.samples, seed=settings.seed
+        )
+    level = pair.at(found.displacement.shape[1:])  # type: ignore[arg-type]
+    better, before, after = helps(level.fixed, level.moving, found.displacement)
+    details.update(network_similarity=[before, after], network_used=better)
+    return found if better else None
+
+
+def _uncertainty(prediction: Prediction | None, grid: Grid) -> np.ndarray | None:
+    """The network's spread on the working grid, mm."""
+    if prediction is None or prediction.uncertainty is None:
+        return None
+    scale = grid.spacing[0] * grid.shape[0] / prediction.uncertainty.shape[0]
+    return fields.resize(prediction.uncertainty, grid.shape) * np.float32(scale)

@@ -1,0 +1,147 @@
+"""Pairwise refinement: coarse to fine, similarity gradient, Adam, diffeomorphic composition.
+
+The scheme of greedy (Yushkevich et al. 2016) and FireANTs (Jena et al. 2024), written from their papers: at every
+level the gradient of the similarity is smoothed, turned into a bounded step, composed with the displacement so
+far, and the whole is smoothed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..spatial import fields
+from .settings import Settings
+
+Progress = Callable[[float], None]
+
+# Sums over a window of images scaled to [0, 1]: well below tissue contrast, above interpolation noise.
+LNCC_EPSILON = 1e-5
+ADAM_BETAS = (0.9, 0.99)
+# Share of the largest gradient below which Adam no longer amplifies it: keeps quiet regions quiet.
+ADAM_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one level of refinement sees: everything (k, j, i) on the same grid.
+
+    Attributes:
+        fixed, moving: float32, scaled to about [0, 1]; moving is aligned linearly.
+        weight: float32, where the metric counts; size 0 means everywhere.
+        fixed_labels, moving_labels: int32 classes 0 .. labels - 1 for guidance, or None.
+        labels: number of classes.
+    """
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    weight: np.ndarray
+    fixed_labels: np.ndarray | None = None
+    moving_labels: np.ndarray | None = None
+    labels: int = 0
+
+    def at(self, shape: tuple[int, int, int]) -> Pair:
+        """The pair at a coarser resolution (smoothed by half the factor, as in greedy)."""
+        if shape == self.fixed.shape:
+            return self
+        return Pair(
+            shrink(self.fixed, shape),
+            shrink(self.moving, shape),
+            fields.resize(self.weight, shape) if self.weight.size else self.weight,
+            pick(self.fixed_labels, shape),
+            pick(self.moving_labels, shape),
+            self.labels,
+        )
+
+
+class Engine(Protocol):
+    """The heavy steps of a level; `engine_numba` and `engine_torch` implement it."""
+
+    def step(self) -> float:
+        """One iteration; returns the similarity (higher is better)."""
+
+    def displacement(self) -> np.ndarray:
+        """The displacement so far, (3, k, j, i) float32 voxels."""
+
+
+def refine(
+    pair: Pair,
+    settings: Settings,
+    *,
+    start: np.ndarray | None = None,
+    metric: str = "lncc",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The displacement of `pair` on its grid, (3, k, j, i) float32 voxels.
+
+    Args:
+        start: displacement to begin with, on any resolution over the same extent.
+        metric: "lncc" (same contrast) or "mind" (any contrast).
+        device: "cpu" (numba) or a torch device.
+        progress: called with the share done, in [0, 1]; may raise to cancel.
+    """
+    shapes = level_shapes(pair.fixed.shape, len(settings.iterations))
+    work = [n * int(np.prod(shape)) for n, shape in zip(settings.iterations, shapes, strict=True)]
+    total, done = max(sum(work), 1), 0
+    u = start
+    for shape, iterations in zip(shapes, settings.iterations, strict=True):
+        if iterations == 0:
+            continue
+        level = pair.at(shape)
+        u = np.zeros((3, *shape), np.float32) if u is None else to_shape(u, shape)
+        engine = _engine(device, level, u, settings, metric)
+        for _ in range(iterations):
+            engine.step()
+            done += int(np.prod(shape))
+            if progress is not None:
+                progress(done / total)
+        u = engine.displacement()
+    if u is None:
+        u = np.zeros((3, *pair.fixed.shape), np.float32)
+    return to_shape(u, pair.fixed.shape)
+
+
+def level_shapes(shape: tuple[int, ...], levels: int) -> list[tuple[int, int, int]]:
+    """Array shapes from coarsest to finest: halved per level, no axis below 8 voxels (or its own size)."""
+    shapes = []
+    for level in reversed(range(levels)):
+        z, y, x = (max(min(n, 8), round(n / 2**level)) for n in shape)
+        shapes.append((z, y, x))
+    return shapes
+
+
+def shrink(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Smooth by half the reduction factor and resample to `shape`."""
+    factor = float(np.mean(np.asarray(volume.shape) / np.asarray(shape)))
+    return fields.resize(fields.smooth(volume, 0.5 * factor, truncate=3.0), shape)
+
+
+def pick(labels: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """Nearest-neighbour resampling of a label map over the same extent."""
+    if labels is None:
+        return None
+    index = [
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
+        for new, old in zip(shape, labels.shape, strict=True)
+    ]
+    return np.ascontiguousarray(labels[np.ix_(*index)])
+
+
+def to_shape(u: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`u` at another resolution over the same extent (itself when it fits)."""
+    z, y, x = shape
+    return u if u.shape[1:] == shape else fields.resize_displacement(u, (z, y, x))
+
+
+def _engine(device: str, level: Pair, u: np.ndarray, settings: Settings, metric: str) -> Engine:
+    if device == "cpu":
+        from .engine_numba import NumbaEngine
+
+        return NumbaEngine(level, u, settings, metric)
+    from .engine_torch import TorchEngine
+
+    return TorchEngine(level, u, settings, metric, device)

@@ -1,0 +1,101 @@
+"""Remove folds locally: smooth the displacement only around voxels whose Jacobian is too small."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..spatial import kernels as spatial_kernels
+from ..spatial.kernels import HELPER, ONE
+
+# Smallest Jacobian determinant that counts as healthy; a little above zero, so that interpolating the
+# displacement to another grid does not bring folds back.
+MARGIN = 0.02
+# Rounds after which the smoothed neighbourhood grows by one voxel: stubborn folds need more room.
+PATIENCE = 6
+
+
+def remove_folds(
+    displacement: np.ndarray, *, margin: float = MARGIN, rounds: int = 200
+) -> tuple[np.ndarray, int, int]:
+    """Smooth (3, k, j, i) locally until no finite-difference Jacobian is below `margin`.
+
+    Returns:
+        The displacement, the number of voxels that were below the margin, and the number that still are (0 unless
+        `rounds` ran out).
+    """
+    u = np.array(displacement, np.float32)
+    jacobian = np.empty(u.shape[1:], np.float32)
+    spatial_kernels.jacobian_smallest(u, jacobian)
+    bad = np.flatnonzero(jacobian < margin)
+    first = bad.size
+    stamp = np.zeros(u.shape[1:], np.int32)
+    for n in range(rounds):
+        if bad.size == 0:
+            break
+        radius = 2 + n // PATIENCE
+        near = _neighbourhood(bad, radius, 2 * n + 1, stamp)
+        _smooth_at(u, near)
+        bad = _below(u, _neighbourhood(bad, radius + 1, 2 * n + 2, stamp), np.float32(margin))
+    return u, first, bad.size
+
+
+@njit(**HELPER)
+def _neighbourhood(centres, radius, mark, stamp):
+    """Flat indices of all voxels within `radius` (a cube) of the centres, each once; `stamp` remembers by `mark`."""
+    Z, Y, X = stamp.shape
+    count = 0
+    for pass_ in range(2):
+        if pass_ == 1:
+            found = np.empty(count, np.int64)
+            count = 0
+        for n in range(centres.size):
+            z, rest = centres[n] // (Y * X), centres[n] % (Y * X)
+            y, x = rest // X, rest % X
+            for zz in range(max(z - radius, 0), min(z + radius, Z - 1) + 1):
+                for yy in range(max(y - radius, 0), min(y + radius, Y - 1) + 1):
+                    for xx in range(max(x - radius, 0), min(x + radius, X - 1) + 1):
+                        seen = stamp[zz, yy, xx]
+                        if pass_ == 0 and seen != mark:
+                            stamp[zz, yy, xx] = mark
+                            count += 1
+                        elif pass_ == 1 and seen == mark:
+                            stamp[zz, yy, xx] = -mark
+                            found[count] = (zz * Y + yy) * X + xx
+                            count += 1
+    return found
+
+
+@njit(**HELPER)
+def _smooth_at(u, voxels):
+    """One binomial (1 2 1)^3 smoothing of u at the given voxels, all read before any is written; borders repeat."""
+    Z, Y, X = u.shape[1:]
+    values = np.empty((voxels.size, 3), np.float32)
+    for n in range(voxels.size):
+        z, rest = voxels[n] // (Y * X), voxels[n] % (Y * X)
+        y, x = rest // X, rest % X
+        for k in range(3):
+            total = np.float32(0)
+            for dz in range(-1, 2):
+                zz = min(max(z + dz, 0), Z - 1)
+                for dy in range(-1, 2):
+                    yy = min(max(y + dy, 0), Y - 1)
+                    w = np.float32((2 - abs(dz)) * (2 - abs(dy)))
+                    low, high = u[k, zz, yy, max(x - 1, 0)], u[k, zz, yy, min(x + 1, X - 1)]
+                    total += w * (low + (ONE + ONE) * u[k, zz, yy, x] + high)
+            values[n, k] = total * np.float32(1 / 64)
+    for n in range(voxels.size):
+        z, rest = voxels[n] // (Y * X), voxels[n] % (Y * X)
+        for k in range(3):
+            u[k, z, rest // X, rest % X] = values[n, k]
+
+
+@njit(**HELPER)
+def _below(u, voxels, margin):
+    """Those of the voxels whose smallest finite-difference Jacobian is below the margin."""
+    Y, X = u.shape[2:]
+    keep = np.empty(voxels.size, np.bool_)
+    for n in range(voxels.size):
+        z, rest = voxels[n] // (Y * X), voxels[n] % (Y * X)
+        keep[n] = spatial_kernels.smallest_at(u, z, rest // X, rest % X) < margin
+    return voxels[keep]

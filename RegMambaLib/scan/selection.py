@@ -1,0 +1,112 @@
+"""Which implementation runs: by argument, else `use_backend`, else `set_backend`, else REGMAMBA_SCAN, else by
+device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from RegMambaLib.errors import InputError, MissingDependencyError
+
+ENVIRONMENT_VARIABLE = "REGMAMBA_SCAN"
+_MODULES = {
+    "torch": "RegMambaLib.scan.reference",
+    "numba": "RegMambaLib.scan.numba_backend",
+    "mamba_ssm": "RegMambaLib.scan.mamba_ssm_backend",
+}
+_INSTALL = {
+    "numba": "pip install numba",
+    "mamba_ssm": "pip install mamba-ssm causal-conv1d --no-build-isolation (Linux with an NVIDIA GPU)",
+}
+BACKENDS = ("auto", *_MODULES)
+
+_process_choice = "auto"
+_context_choice: ContextVar[str | None] = ContextVar("regmamba_scan_backend", default=None)
+
+
+def set_backend(name: str) -> None:
+    """Choose the scan backend ("auto", "torch", "numba", "mamba_ssm") for the whole process.
+
+    Raises InputError for an unknown name and MissingDependencyError for a backend that cannot run here.
+    """
+    global _process_choice
+    _require(name)
+    _process_choice = name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """As `set_backend`, within a with-block and the current thread only."""
+    _require(name)
+    token = _context_choice.set(name)
+    try:
+        yield
+    finally:
+        _context_choice.reset(token)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend with None where it works, else the reason why it does not, in one sentence."""
+    return {name: _why_unusable(name) for name in _MODULES}
+
+
+def backend_module(requested: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The module that runs a call with this `backend` argument on tensors of this device and type.
+
+    Raises InputError for an unknown name or one that cannot take these tensors, MissingDependencyError for a
+    missing one.
+    """
+    name = requested
+    if name == "auto":
+        name = _context_choice.get() or _process_choice
+    if name == "auto":
+        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto").strip() or "auto"
+    _require(name)
+    if name == "auto":
+        name = _for_tensors(device, dtype)
+    elif name == "numba" and device.type != "cpu":
+        raise InputError(
+            f"The numba scan runs on the CPU only and got tensors on {device}; use 'auto' or 'torch'."
+        )
+    elif name == "mamba_ssm" and device.type != "cuda":
+        raise InputError(
+            f"The mamba_ssm scan runs on CUDA only and got tensors on {device}; use 'auto' or 'numba'."
+        )
+    return importlib.import_module(_MODULES[name])
+
+
+def _for_tensors(device: torch.device, dtype: torch.dtype) -> str:
+    fast = {"cuda": "mamba_ssm", "cpu": "numba"}.get(device.type)
+    if fast is None or dtype == torch.float64 or _why_unusable(fast) is not None:
+        return "torch"
+    return fast
+
+
+def _require(name: str) -> None:
+    if name not in BACKENDS:
+        raise InputError(f"'{name}' is not a scan backend; choose from {', '.join(BACKENDS)}.")
+    reason = None if name == "auto" else _why_unusable(name)
+    if reason is not None:
+        raise MissingDependencyError(
+            f"The scan backend '{name}' cannot run: {reason}; install it with: {_INSTALL[name]}"
+        )
+
+
+@cache
+def _why_unusable(name: str) -> str | None:
+    """None, or why the backend cannot run. Tried once per process: a broken installation shows only when
+    called.
+    """
+    try:
+        importlib.import_module(_MODULES[name]).check()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None

@@ -1,0 +1,85 @@
+"""Pure functions on voxel displacements: warp, compose, invert, smooth, resize. Conventions: see the package."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from . import kernels
+
+
+def warp(volume: np.ndarray, displacement: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    """`volume[x + u(x)]` on the displacement's grid; trilinear float32, or nearest neighbour in the own dtype.
+
+    Positions outside the volume take its border value.
+    """
+    u = _contiguous(displacement)
+    out = np.empty(u.shape[1:], volume.dtype if nearest else np.float32)
+    if nearest:
+        kernels.warp_nearest(np.ascontiguousarray(volume), u, out)
+    else:
+        kernels.warp_linear(_contiguous(volume), u, out)
+    return out
+
+
+def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The displacement of (id + outer) o (id + inner): `inner` moves first. Both (3, k, j, i) on one grid."""
+    out = np.empty(outer.shape, np.float32)
+    kernels.compose(_contiguous(outer), _contiguous(inner), np.float32(1), out)
+    return out
+
+
+def invert(
+    displacement: np.ndarray, *, tolerance: float = 0.005, iterations: int = 60
+) -> tuple[np.ndarray, np.ndarray]:
+    """v with (id + u) o (id + v) = id at every voxel, and what is left of it.
+
+    Returns:
+        v (3, k, j, i) voxels, and the residual |v + u o (id + v)| in voxels, (k, j, i), both float32.
+    """
+    u = _contiguous(displacement)
+    out = np.empty_like(u)
+    kernels.seed_inverse(u, out)
+    error = np.empty(u.shape[1:], np.float32)
+    kernels.invert(u, np.float32(tolerance), iterations, out, error)
+    return out, error
+
+
+def gaussian_taps(sigma: float, truncate: float = 2.0) -> np.ndarray:
+    """Normalised float32 Gaussian taps out to `truncate` sigmas (at least one voxel)."""
+    if sigma <= 0:
+        return np.ones(1, np.float32)
+    radius = max(1, math.ceil(truncate * sigma))
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return (taps / taps.sum()).astype(np.float32)
+
+
+def smooth(fields: np.ndarray, sigma: float, *, truncate: float = 2.0) -> np.ndarray:
+    """Gaussian smoothing (sigma in voxels) of (c, k, j, i) or (k, j, i); borders repeat."""
+    stack = _contiguous(fields if fields.ndim == 4 else fields[None])
+    if sigma <= 0:
+        return stack.reshape(fields.shape).copy()
+    out = np.empty_like(stack)
+    kernels.smooth(stack, gaussian_taps(sigma, truncate), numba.get_num_threads(), out)
+    return out.reshape(fields.shape)
+
+
+def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Trilinear resize of (k, j, i) over the same extent; smooth first when shrinking."""
+    out = np.empty(shape, np.float32)
+    kernels.resample_volume(_contiguous(volume), out)
+    return out
+
+
+def resize_displacement(displacement: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A voxel displacement over the same extent at another resolution, in the new voxels."""
+    return np.stack(
+        [resize(channel, shape) * np.float32(new / old)
+         for channel, new, old in zip(displacement, shape, displacement.shape[1:], strict=True)]
+    )
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)

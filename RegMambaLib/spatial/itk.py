@@ -1,0 +1,85 @@
+"""Between voxel displacements on a grid and ITK transforms in LPS mm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from .grid import Grid
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+def voxels_to_mm(displacement: np.ndarray, grid: Grid) -> np.ndarray:
+    """(3, k, j, i) voxels on `grid` -> (k, j, i, 3) LPS mm, float64."""
+    return np.moveaxis(displacement[::-1], 0, -1).astype(np.float64) @ grid.axes.T
+
+
+def mm_to_voxels(displacement: np.ndarray, grid: Grid) -> np.ndarray:
+    """(k, j, i, 3) LPS mm -> (3, k, j, i) voxels of `grid`, float32."""
+    voxels = np.asarray(displacement, np.float64) @ np.linalg.inv(grid.axes).T
+    return np.ascontiguousarray(np.moveaxis(voxels, -1, 0)[::-1], np.float32)
+
+
+def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Transform:
+    """The ITK transform x -> x + u(x); identity outside the grid."""
+    import SimpleITK as sitk
+
+    return sitk.DisplacementFieldTransform(grid.image(voxels_to_mm(displacement, grid)))
+
+
+def affine_transform(matrix: np.ndarray) -> sitk.Transform:
+    """The ITK transform of a 4x4 matrix in LPS mm."""
+    import SimpleITK as sitk
+
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.asarray(matrix, float)[:3, :3].ravel().tolist())
+    transform.SetTranslation(np.asarray(matrix, float)[:3, 3].tolist())
+    return transform
+
+
+def affine_matrix(transform: sitk.Transform) -> np.ndarray:
+    """The 4x4 matrix (LPS mm) of a linear ITK transform of any class, or of a composite of such.
+
+    Raises:
+        InputError: the transform is not linear.
+    """
+    if not transform.IsLinear():
+        raise InputError("The transform is not linear; give a translation, rigid, similarity or affine one.")
+    matrix = np.eye(4)
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    for axis in range(3):
+        unit = [0.0, 0.0, 0.0]
+        unit[axis] = 1.0
+        matrix[:3, axis] = np.asarray(transform.TransformPoint(unit)) - matrix[:3, 3]
+    return matrix
+
+
+def split_transform(transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray | None, Grid | None]:
+    """(affine 4x4, voxel displacement, grid) of `x -> affine(x + u(x))`, as `Registration` writes it.
+
+    A purely linear transform has displacement and grid None.
+
+    Raises:
+        InputError: the transform is another kind of chain.
+    """
+    import SimpleITK as sitk
+
+    transform = transform.Downcast() if hasattr(transform, "Downcast") else transform
+    if transform.IsLinear():
+        return affine_matrix(transform), None, None
+    if isinstance(transform, sitk.CompositeTransform):
+        parts = [transform.GetNthTransform(n).Downcast() for n in range(transform.GetNumberOfTransforms())]
+    else:
+        parts = [transform]
+    if not isinstance(parts[-1], sitk.DisplacementFieldTransform) or not all(p.IsLinear() for p in parts[:-1]):
+        raise InputError("The transform is not a displacement followed by a linear transform.")
+    field = parts[-1].GetDisplacementField()
+    grid = Grid.of(field)
+    matrix = np.eye(4)
+    for part in parts[:-1]:
+        matrix = matrix @ affine_matrix(part)
+    return matrix, mm_to_voxels(sitk.GetArrayViewFromImage(field), grid), grid

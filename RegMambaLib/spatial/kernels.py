@@ -1,0 +1,324 @@
+"""Numba kernels on voxel displacements (3, k, j, i) and volumes (k, j, i), float32, parallel over planes.
+
+Positions outside a volume are clamped to its border. NaN and infinity keep their meaning: the fast-math flags
+allow reordering and fused multiply-add only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+RELAXED = {"reassoc", "contract", "arcp", "nsz", "afn"}
+OPTIONS = {"parallel": True, "fastmath": RELAXED, "cache": True, "boundscheck": False, "error_model": "numpy"}
+HELPER = {"fastmath": RELAXED, "cache": True, "error_model": "numpy"}
+ONE = np.float32(1)
+HALF = np.float32(0.5)
+
+
+@njit(**HELPER)
+def split(position, size):
+    """Lower voxel, upper voxel and fraction of a continuous position clamped to [0, size - 1]."""
+    p = min(max(position, np.float32(0)), np.float32(size - 1))
+    low = int(p)
+    return low, min(low + 1, size - 1), p - np.float32(low)
+
+
+@njit(**OPTIONS)
+def warp_linear(volume, u, out):
+    """out[x] = volume[x + u[x]], trilinear; `volume` may have another size than `u`."""
+    Z, Y, X = volume.shape
+    for z in prange(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                z0, z1, fz = split(np.float32(z) + u[0, z, y, x], Z)
+                y0, y1, fy = split(np.float32(y) + u[1, z, y, x], Y)
+                x0, x1, fx = split(np.float32(x) + u[2, z, y, x], X)
+                a = volume[z0, y0, x0] + (volume[z0, y0, x1] - volume[z0, y0, x0]) * fx
+                b = volume[z0, y1, x0] + (volume[z0, y1, x1] - volume[z0, y1, x0]) * fx
+                c = volume[z1, y0, x0] + (volume[z1, y0, x1] - volume[z1, y0, x0]) * fx
+                d = volume[z1, y1, x0] + (volume[z1, y1, x1] - volume[z1, y1, x0]) * fx
+                low = a + (b - a) * fy
+                out[z, y, x] = low + (c + (d - c) * fy - low) * fz
+
+
+@njit(**OPTIONS)
+def warp_nearest(volume, u, out):
+    """out[x] = volume[round(x + u[x])]; any dtype."""
+    Z, Y, X = volume.shape
+    for z in prange(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                zz = int(min(max(np.float32(z) + u[0, z, y, x] + HALF, np.float32(0)), np.float32(Z - 1)))
+                yy = int(min(max(np.float32(y) + u[1, z, y, x] + HALF, np.float32(0)), np.float32(Y - 1)))
+                xx = int(min(max(np.float32(x) + u[2, z, y, x] + HALF, np.float32(0)), np.float32(X - 1)))
+                out[z, y, x] = volume[zz, yy, xx]
+
+
+@njit(**OPTIONS)
+def compose(u, v, scale, out):
+    """out = s v + u o (id + s v): first move by the scaled v, then by u."""
+    Z, Y, X = u.shape[1:]
+    for z in prange(Z):
+        for y in range(Y):
+            for x in range(X):
+                vz, vy, vx = scale * v[0, z, y, x], scale * v[1, z, y, x], scale * v[2, z, y, x]
+                z0, z1, fz = split(np.float32(z) + vz, Z)
+                y0, y1, fy = split(np.float32(y) + vy, Y)
+                x0, x1, fx = split(np.float32(x) + vx, X)
+                for k in range(3):
+                    a = u[k, z0, y0, x0] + (u[k, z0, y0, x1] - u[k, z0, y0, x0]) * fx
+                    b = u[k, z0, y1, x0] + (u[k, z0, y1, x1] - u[k, z0, y1, x0]) * fx
+                    c = u[k, z1, y0, x0] + (u[k, z1, y0, x1] - u[k, z1, y0, x0]) * fx
+                    d = u[k, z1, y1, x0] + (u[k, z1, y1, x1] - u[k, z1, y1, x0]) * fx
+                    low = a + (b - a) * fy
+                    value = low + (c + (d - c) * fy - low) * fz
+                    out[k, z, y, x] = value + (vz if k == 0 else vy if k == 1 else vx)
+
+
+@njit(**OPTIONS)
+def resample_volume(volume, out):
+    """Trilinear resize with both volumes covering the same extent (outer voxel borders coincide)."""
+    Z, Y, X = volume.shape
+    sz, sy, sx = Z / out.shape[0], Y / out.shape[1], X / out.shape[2]
+    for z in prange(out.shape[0]):
+        z0, z1, fz = split(np.float32((z + 0.5) * sz - 0.5), Z)
+        for y in range(out.shape[1]):
+            y0, y1, fy = split(np.float32((y + 0.5) * sy - 0.5), Y)
+            for x in range(out.shape[2]):
+                x0, x1, fx = split(np.float32((x + 0.5) * sx - 0.5), X)
+                a = volume[z0, y0, x0] * (ONE - fx) + volume[z0, y0, x1] * fx
+                b = volume[z0, y1, x0] * (ONE - fx) + volume[z0, y1, x1] * fx
+                c = volume[z1, y0, x0] * (ONE - fx) + volume[z1, y0, x1] * fx
+                d = volume[z1, y1, x0] * (ONE - fx) + volume[z1, y1, x1] * fx
+                out[z, y, x] = (a * (ONE - fy) + b * fy) * (ONE - fz) + (c * (ONE - fy) + d * fy) * fz
+
+
+@njit(**HELPER)
+def _smooth_plane(source, z, kernel, row, out):
+    """Gaussian of one plane along y and x into `out`; borders repeat. `row` is X + 2r of scratch."""
+    Y, X = source.shape[1], source.shape[2]
+    r = kernel.size // 2
+    for y in range(Y):
+        for x in range(X):
+            row[r + x] = kernel[r] * source[z, y, x]
+        for t in range(1, r + 1):
+            up, down, w = max(y - t, 0), min(y + t, Y - 1), kernel[r + t]
+            for x in range(X):
+                row[r + x] += w * (source[z, up, x] + source[z, down, x])
+        for x in range(r):
+            row[x] = row[r]
+            row[r + X + x] = row[r + X - 1]
+        for x in range(X):
+            out[y, x] = kernel[r] * row[r + x]
+        for t in range(1, r + 1):
+            w = kernel[r + t]
+            for x in range(X):
+                out[y, x] += w * (row[r + x - t] + row[r + x + t])
+
+
+@njit(**OPTIONS)
+def smooth(fields, kernel, slabs, out):
+    """Separable Gaussian of every channel of (c, k, j, i); borders repeat; `out` is not `fields`.
+
+    Each thread walks a slab of planes and keeps the 2r + 1 planes it needs, smoothed in-plane, in a ring: every
+    value is read from and written to main memory once. Every channel is cut into `slabs` of them.
+    """
+    C, Z, Y, X = fields.shape
+    r = kernel.size // 2
+    depth = 2 * r + 1
+    for job in prange(C * slabs):
+        c, s = job // slabs, job % slabs
+        start, stop = s * Z // slabs, (s + 1) * Z // slabs
+        ring = np.empty((depth, Y, X), np.float32)
+        row = np.empty(X + 2 * r, np.float32)
+        ready = max(start - r, 0) - 1
+        for z in range(start, stop):
+            while ready < min(z + r, Z - 1):
+                ready += 1
+                _smooth_plane(fields[c], ready, kernel, row, ring[ready % depth])
+            middle = ring[z % depth]
+            for y in range(Y):
+                for x in range(X):
+                    out[c, z, y, x] = kernel[r] * middle[y, x]
+            for t in range(1, r + 1):
+                up, down, w = ring[max(z - t, 0) % depth], ring[min(z + t, Z - 1) % depth], kernel[r + t]
+                for y in range(Y):
+                    for x in range(X):
+                        out[c, z, y, x] += w * (up[y, x] + down[y, x])
+
+
+@njit(**HELPER)
+def _determinant(a, b, c, d, e, f, g, h, i):
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+@njit(**HELPER)
+def _jacobian_at(u, z, y, x, za, zb, ya, yb, xa, xb):
+    """Determinant of id + u's derivative from differences between the given neighbours."""
+    hz, hy, hx = ONE / np.float32(zb - za), ONE / np.float32(yb - ya), ONE / np.float32(xb - xa)
+    return _determinant(
+        ONE + (u[0, zb, y, x] - u[0, za, y, x]) * hz,
+        (u[0, z, yb, x] - u[0, z, ya, x]) * hy,
+        (u[0, z, y, xb] - u[0, z, y, xa]) * hx,
+        (u[1, zb, y, x] - u[1, za, y, x]) * hz,
+        ONE + (u[1, z, yb, x] - u[1, z, ya, x]) * hy,
+        (u[1, z, y, xb] - u[1, z, y, xa]) * hx,
+        (u[2, zb, y, x] - u[2, za, y, x]) * hz,
+        (u[2, z, yb, x] - u[2, z, ya, x]) * hy,
+        ONE + (u[2, z, y, xb] - u[2, z, y, xa]) * hx,
+    )
+
+
+@njit(**HELPER)
+def central_at(u, z, y, x):
+    """Determinant of id + u at one voxel by central differences, one-sided at the border."""
+    Z, Y, X = u.shape[1:]
+    return _jacobian_at(
+        u, z, y, x, max(z - 1, 0), min(z + 1, Z - 1), max(y - 1, 0), min(y + 1, Y - 1), max(x - 1, 0), min(x + 1, X - 1)
+    )
+
+
+@njit(**HELPER)
+def smallest_at(u, z, y, x):
+    """The smallest of the central and the eight one-sided determinants at one voxel."""
+    Z, Y, X = u.shape[1:]
+    worst = central_at(u, z, y, x)
+    for side in range(8):
+        a, b, c = z - (side & 1), y - (side >> 1 & 1), x - (side >> 2)
+        if a >= 0 and b >= 0 and c >= 0 and a + 1 < Z and b + 1 < Y and c + 1 < X:
+            worst = min(worst, _jacobian_at(u, z, y, x, a, a + 1, b, b + 1, c, c + 1))
+    return worst
+
+
+@njit(**OPTIONS)
+def jacobian_central(u, out):
+    """Determinant of id + u by central differences (one-sided at the border); every axis has >= 2 voxels."""
+    for z in prange(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                out[z, y, x] = central_at(u, z, y, x)
+
+
+@njit(**OPTIONS)
+def jacobian_smallest(u, out):
+    """The smallest of the central and the eight one-sided Jacobian determinants at every voxel.
+
+    Positive everywhere means that no finite-difference scheme sees a fold, after Liu et al., "On finite
+    difference Jacobian computation in deformable image registration", IJCV 2024.
+    """
+    for z in prange(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                out[z, y, x] = smallest_at(u, z, y, x)
+
+
+@njit(**HELPER)
+def seed_inverse(u, out):
+    """Rough inverse into `out`: -u of a voxel that lands there, spread outwards into the gaps."""
+    Z, Y, X = u.shape[1:]
+    hit = np.zeros((Z, Y, X), np.bool_)
+    for z in range(Z):
+        for y in range(Y):
+            for x in range(X):
+                zz = int(np.floor(np.float32(z) + u[0, z, y, x] + HALF))
+                yy = int(np.floor(np.float32(y) + u[1, z, y, x] + HALF))
+                xx = int(np.floor(np.float32(x) + u[2, z, y, x] + HALF))
+                if 0 <= zz < Z and 0 <= yy < Y and 0 <= xx < X:
+                    # The exact offset to the voxel's centre is u's landing point; -u is right to half a voxel.
+                    hit[zz, yy, xx] = True
+                    for k in range(3):
+                        out[k, zz, yy, xx] = -u[k, z, y, x]
+    for backward in range(2):
+        for i in range(Z * Y * X):
+            n = Z * Y * X - 1 - i if backward else i
+            z, rest = n // (Y * X), n % (Y * X)
+            y, x = rest // X, rest % X
+            if hit[z, y, x]:
+                continue
+            side = 1 if backward else -1
+            for axis in range(3):
+                zz = z + side if axis == 2 else z
+                yy = y + side if axis == 1 else y
+                xx = x + side if axis == 0 else x
+                if 0 <= zz < Z and 0 <= yy < Y and 0 <= xx < X and hit[zz, yy, xx]:
+                    hit[z, y, x] = True
+                    for k in range(3):
+                        out[k, z, y, x] = out[k, zz, yy, xx]
+                    break
+            if not hit[z, y, x] and not backward:
+                for k in range(3):
+                    out[k, z, y, x] = -u[k, z, y, x]
+
+
+@njit(**OPTIONS)
+def invert(u, tolerance, iterations, out, error):
+    """v with v(x) + u(x + v(x)) = 0 at every voxel by damped Newton steps, started from `out`.
+
+    The fixed point v <- -u(x + v) (Chen et al., Med Phys 2008) only converges where u is a contraction; dividing
+    the residual by the derivative of id + u inside the trilinear cell converges wherever there is no fold. A step
+    is halved until the residual shrinks. `error` (k, j, i) takes the last residual in voxels.
+    """
+    Z, Y, X = u.shape[1:]
+    for z in prange(Z):
+        residual = np.empty(3, np.float32)
+        slope = np.empty((3, 3), np.float32)
+        for y in range(Y):
+            for x in range(X):
+                vz, vy, vx = out[0, z, y, x], out[1, z, y, x], out[2, z, y, x]
+                bz, by, bx = vz, vy, vx
+                sz = sy = sx = np.float32(0)
+                best = np.float32(1e30)
+                damping = ONE
+                for _ in range(iterations):
+                    z0, z1, fz = split(np.float32(z) + vz, Z)
+                    y0, y1, fy = split(np.float32(y) + vy, Y)
+                    x0, x1, fx = split(np.float32(x) + vx, X)
+                    for k in range(3):
+                        a0, b0 = u[k, z0, y0, x0], u[k, z0, y1, x0]
+                        c0, d0 = u[k, z1, y0, x0], u[k, z1, y1, x0]
+                        da, db = u[k, z0, y0, x1] - a0, u[k, z0, y1, x1] - b0
+                        dc, dd = u[k, z1, y0, x1] - c0, u[k, z1, y1, x1] - d0
+                        a, b, c, d = a0 + da * fx, b0 + db * fx, c0 + dc * fx, d0 + dd * fx
+                        low, high = a + (b - a) * fy, c + (d - c) * fy
+                        residual[k] = low + (high - low) * fz
+                        slope[k, 0] = high - low
+                        slope[k, 1] = (b - a) * (ONE - fz) + (d - c) * fz
+                        slope[k, 2] = (da * (ONE - fy) + db * fy) * (ONE - fz) + (dc * (ONE - fy) + dd * fy) * fz
+                    residual[0] += vz
+                    residual[1] += vy
+                    residual[2] += vx
+                    size = residual[0] ** 2 + residual[1] ** 2 + residual[2] ** 2
+                    if size < best:
+                        best = size
+                        bz, by, bx = vz, vy, vx
+                        damping = ONE
+                        for k in range(3):
+                            slope[k, k] += ONE
+                        det = _determinant(
+                            slope[0, 0], slope[0, 1], slope[0, 2], slope[1, 0], slope[1, 1], slope[1, 2],
+                            slope[2, 0], slope[2, 1], slope[2, 2],
+                        )
+                        if det > np.float32(1e-4):
+                            sz, sy, sx = _solve(slope, residual, det)
+                        else:
+                            sz, sy, sx = residual[0], residual[1], residual[2]
+                        largest = max(abs(sz), abs(sy), abs(sx))
+                        if largest > np.float32(2):
+                            damping = np.float32(2) / largest
+                    else:
+                        damping *= HALF
+                    if best < tolerance * tolerance:
+                        break
+                    vz, vy, vx = bz - damping * sz, by - damping * sy, bx - damping * sx
+                out[0, z, y, x], out[1, z, y, x], out[2, z, y, x] = bz, by, bx
+                error[z, y, x] = np.sqrt(best)
+
+
+@njit(**HELPER)
+def _solve(m, r, det):
+    """m^-1 r for a 3x3 matrix by Cramer's rule."""
+    a = _determinant(r[0], m[0, 1], m[0, 2], r[1], m[1, 1], m[1, 2], r[2], m[2, 1], m[2, 2])
+    b = _determinant(m[0, 0], r[0], m[0, 2], m[1, 0], r[1], m[1, 2], m[2, 0], r[2], m[2, 2])
+    c = _determinant(m[0, 0], m[0, 1], r[0], m[1, 0], m[1, 1], r[1], m[2, 0], m[2, 1], r[2])
+    return a / det, b / det, c / det

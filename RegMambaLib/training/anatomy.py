@@ -1,0 +1,136 @@
+"""Label maps of heads -> brains in one common frame, ready to be rendered.
+
+The maps are those of SynthSeg (FreeSurfer label numbers; 500 and above lie outside the brain). They are
+brought into the frame that linearly pre-aligned brains have: array axes (S, P, L), 1 mm, 160 x 192 x 160,
+MNI152 centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from RegMambaLib.errors import InputError
+
+FRAME_SHAPE = (160, 192, 160)
+
+# Mean place of each structure in MNI152-aligned brains: (S, P, L) mm from the centre of the frame.
+_PLACES: dict[int, tuple[float, float, float]] = {
+    7: (-43, 33, 20),
+    8: (-46, 44, 27),
+    10: (1, 2, 12),
+    11: (5, -27, 13),
+    12: (-5, -19, 26),
+    13: (-7, -15, 20),
+    14: (-9, -8, 0),
+    15: (-41, 25, 0),
+    16: (-42, 11, 0),
+    17: (-19, 5, 27),
+    18: (-25, -13, 23),
+    28: (-17, -3, 10),
+    46: (-43, 34, -20),
+    47: (-46, 44, -27),
+    49: (1, 2, -12),
+    50: (5, -27, -13),
+    51: (-5, -19, -26),
+    52: (-7, -15, -20),
+    53: (-19, 5, -27),
+    54: (-25, -13, -23),
+    60: (-17, -3, -10),
+}
+# Cerebrum (cortex and white matter): centre and spread (standard deviation) along S, P, L in the same
+# brains, mm.
+_CEREBRUM = (2, 3, 41, 42)
+_CEREBRUM_CENTRE = (11.4, 0.2, 0.0)
+_CEREBRUM_SPREAD = (28.1, 42.5, 36.1)
+
+_FIRST_OUTSIDE = 500
+_CSF = 24
+# SynthSeg's CSF label goes on to the skull. It is split into sulcal CSF (closed in by brain) and shells of
+# 1, 2 and 4 mm around the brain, so that each synthetic skull-stripping can stop elsewhere; the rest is
+# background.
+SULCAL_CSF, RIM_NEAR, RIM_MIDDLE, RIM_FAR = 250, 251, 252, 253
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """One brain: `labels` uint8 `FRAME_SHAPE`, FreeSurfer numbers below 250 and the four CSF labels above."""
+
+    name: str
+    labels: np.ndarray
+
+
+def _to_frame(labels: np.ndarray, name: str) -> np.ndarray:
+    """Affine that maps (S, P, L) mm of the frame, from its centre, to voxels of `labels`; (3, 4)."""
+    found = ndimage.find_objects(labels.astype(np.int32), max_label=max(_PLACES))
+    here, there = [], []
+    for label, place in _PLACES.items():
+        box = found[label - 1]
+        if box is None:
+            continue
+        inside = np.argwhere(labels[box] == label).mean(axis=0)
+        here.append(inside + [s.start for s in box])
+        there.append(place)
+    cerebrum = np.argwhere(np.isin(labels, _CEREBRUM))
+    if len(here) < 6 or len(cerebrum) == 0:
+        raise InputError(
+            f"The label map {name} has too few known brain structures (FreeSurfer numbers such as 10, 12) "
+            "to be placed; use label maps with FreeSurfer numbering."
+        )
+    # Structure centres give pose and rough size; the spread of the cerebrum then gives the size of the whole
+    # brain.
+    affine, *_ = np.linalg.lstsq(np.c_[here, np.ones(len(here))], np.array(there), rcond=None)
+    placed = cerebrum @ affine[:3] + affine[3]
+    gain = np.array(_CEREBRUM_SPREAD) / placed.std(axis=0)
+    matrix = affine[:3].T * gain[:, None]
+    offset = np.array(_CEREBRUM_CENTRE) - matrix @ cerebrum.mean(axis=0)
+    back = np.linalg.inv(matrix)
+    return np.c_[back, -back @ offset]
+
+
+def _split_csf(labels: np.ndarray) -> np.ndarray:
+    tissue = ((labels > 0) & (labels != _CSF)).astype(np.float32)
+    csf = labels == _CSF
+    out = np.where(csf, 0, labels).astype(np.uint8)
+    for label, width in ((RIM_FAR, 9), (RIM_MIDDLE, 5), (RIM_NEAR, 3)):
+        out[csf & (ndimage.uniform_filter(tissue, width) > 1e-3)] = label
+    out[csf & (ndimage.uniform_filter(tissue, 11) > 0.5)] = SULCAL_CSF
+    return out
+
+
+def place_anatomy(labels: np.ndarray, name: str) -> Anatomy:
+    """A whole-head label map, array axes (S, P, L) of any spacing, in the common frame, brain only.
+
+    Raises:
+        InputError: too few known structures are there to find the pose.
+    """
+    brain = np.where((labels > 0) & (labels < _FIRST_OUTSIDE), labels, 0).astype(np.uint8)
+    affine = _to_frame(brain, name)
+    centre = (np.array(FRAME_SHAPE) - 1) / 2
+    framed = ndimage.affine_transform(
+        brain, affine[:, :3], offset=affine[:, 3] - affine[:, :3] @ centre, output_shape=FRAME_SHAPE, order=0
+    )
+    return Anatomy(name, _split_csf(framed))
+
+
+def load_anatomies(folder: Path) -> list[Anatomy]:
+    """Every NIfTI label map of a folder, in the order of the names.
+
+    Raises:
+        InputError: the folder holds fewer than two maps, or one of them is no FreeSurfer-style label map.
+    """
+    files = sorted(p for p in folder.glob("*.nii*") if p.name.endswith((".nii", ".nii.gz")))
+    if len(files) < 2:
+        raise InputError(
+            f"Found {len(files)} NIfTI label maps in {folder}; training on pairs needs at least two."
+        )
+    anatomies = []
+    for file in files:
+        image = sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")
+        labels = np.rint(sitk.GetArrayFromImage(image)).astype(np.int32)
+        anatomies.append(place_anatomy(labels, file.name.split(".")[0]))
+    return anatomies
