@@ -129,9 +129,7 @@ def test_the_output_of_register_is_loaded_as_a_registration(files, pipeline, tmp
 def test_register_aligns_two_real_files(tmp_path, capsys):
     """The whole way, without the stand-in: blobs on two grids, one of them oblique and left-handed."""
     fixed_grid = Grid((40, 36, 32), (2.0, 2.0, 2.5), (10.0, -20.0, 5.0))
-    moving_grid = Grid(
-        (44, 40, 36), (2.0, 2.5, 2.0), (90.0, 70.0, 100.0), (-0.8, 0.6, 0, -0.6, -0.8, 0, 0, 0, -1.0)
-    )
+    moving_grid = Grid((44, 40, 36), (2.0, 2.5, 2.0), (90.0, 70.0, 100.0), (-0.8, 0.6, 0, -0.6, -0.8, 0, 0, 0, -1.0))
     for name, grid, center in (
         ("fixed", fixed_grid, fixed_grid.center),
         ("moving", moving_grid, moving_grid.center),
@@ -140,9 +138,7 @@ def test_register_aligns_two_real_files(tmp_path, capsys):
         offset = (grid.world(index) - center) @ np.diag((1.0, 1.2, 1.0 if name == "fixed" else 1.1))
         radius = np.linalg.norm(offset, axis=-1).T
         image = 100.0 * (radius < 28) + 60.0 * (np.linalg.norm(offset - (8, 5, 3), axis=-1).T < 10)
-        sitk.WriteImage(
-            sitk.SmoothingRecursiveGaussian(grid.image(image), 2.0), str(tmp_path / f"{name}.nii.gz")
-        )
+        sitk.WriteImage(sitk.SmoothingRecursiveGaussian(grid.image(image), 2.0), str(tmp_path / f"{name}.nii.gz"))
         labels = (radius < 28).astype(np.uint8) + (np.linalg.norm(offset - (8, 5, 3), axis=-1).T < 10)
         sitk.WriteImage(grid.image(labels.astype(np.uint8)), str(tmp_path / f"{name}_labels.nii.gz"))
     fixed, moving = str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz")
@@ -339,9 +335,7 @@ def test_an_error_in_the_middle_is_one_line_and_leaves_nothing(
     monkeypatch.delenv("REGMAMBA_DEBUG", raising=False)
     pipeline.error = error
     before = everything(tmp_path)
-    fails_in_one_line(
-        capfd, ["register", files.fixed, files.moving, "-o", str(tmp_path / "a" / "b")], word, code=code
-    )
+    fails_in_one_line(capfd, ["register", files.fixed, files.moving, "-o", str(tmp_path / "a" / "b")], word, code=code)
     assert everything(tmp_path) == before
 
 
@@ -418,9 +412,7 @@ def test_help_names_every_setting_with_its_default(capsys):
         assert name in text
 
 
-@pytest.mark.parametrize(
-    "command", ["register", "apply", "invert", "compose", "jacobian", "evaluate", "convert"]
-)
+@pytest.mark.parametrize("command", ["register", "apply", "invert", "compose", "jacobian", "evaluate", "convert"])
 def test_a_command_without_arguments_shows_its_help(command, capsys):
     assert main([command]) in (0, 2)  # by the version of click
     said = capsys.readouterr()

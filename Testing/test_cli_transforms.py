@@ -17,9 +17,7 @@ ROTATED = (0.8, 0.0, 0.6, 0.6, 0.0, -0.8, 0.0, 1.0, 0.0)
 GRIDS = {
     "plain": Grid((24, 22, 20)),
     "oblique": Grid((24, 22, 20), (1.5, 1.0, 2.0), (-30.0, 12.0, 40.0), ROTATED),
-    "left-handed": Grid(
-        (20, 24, 18), (1.0, 1.2, 3.0), (5.0, -8.0, 60.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, -1.0)
-    ),
+    "left-handed": Grid((20, 24, 18), (1.0, 1.2, 3.0), (5.0, -8.0, 60.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, -1.0)),
     "swapped": Grid((22, 20, 24), (2.0, 1.0, 1.5), (10.0, 20.0, -30.0), (0, 0, 1.0, 1.0, 0, 0, 0, 1.0, 0)),
 }
 
@@ -75,9 +73,7 @@ def test_apply_pulls_an_image_as_simpleitk_does_with_its_lowest_value_outside(tm
     sitk.WriteImage(moving, str(tmp_path / "moving.nrrd"))
     sitk.WriteImage(texture(grid), str(tmp_path / "fixed.nrrd"))
     arguments = ["-t", save(chain, tmp_path / "t.h5"), "-r", str(tmp_path / "fixed.nrrd"), "-q"]
-    assert (
-        main(["apply", str(tmp_path / "moving.nrrd"), "-o", str(tmp_path / "moved.nii.gz"), *arguments]) == 0
-    )
+    assert main(["apply", str(tmp_path / "moving.nrrd"), "-o", str(tmp_path / "moved.nii.gz"), *arguments]) == 0
     lowest = float(sitk.GetArrayViewFromImage(moving).min())
     expected = sitk.Resample(moving, texture(grid), chain, sitk.sitkLinear, lowest)
     moved = read_image(tmp_path / "moved.nii.gz", constant=True)
@@ -90,9 +86,7 @@ def test_apply_keeps_the_values_and_the_type_of_labels(tmp_path, grid):
     sitk.WriteImage(labels, str(tmp_path / "labels.nii.gz"))
     path = save(deformation(grid), tmp_path / "t.h5")
     arguments = ["-t", path, "-r", str(tmp_path / "labels.nii.gz"), "--labels"]
-    assert (
-        main(["apply", str(tmp_path / "labels.nii.gz"), "-o", str(tmp_path / "moved.nrrd"), *arguments]) == 0
-    )
+    assert main(["apply", str(tmp_path / "labels.nii.gz"), "-o", str(tmp_path / "moved.nrrd"), *arguments]) == 0
     moved = sitk.ReadImage(str(tmp_path / "moved.nrrd"))
     expected = sitk.Resample(labels, labels, deformation(grid), sitk.sitkNearestNeighbor)
     assert moved.GetPixelID() == sitk.sitkUInt16
@@ -110,9 +104,7 @@ def test_apply_carries_points_forward_through_several_transforms(tmp_path, grid,
         text = "# CoordinateSystem = LPS\n" + "".join(f"1,{x},{y},{z},0,0,0,1\n" for x, y, z in points)
     else:
         controls = [{"position": list(p)} for p in points]
-        text = json.dumps(
-            {"markups": [{"type": "Curve", "coordinateSystem": "LPS", "controlPoints": controls}]}
-        )
+        text = json.dumps({"markups": [{"type": "Curve", "coordinateSystem": "LPS", "controlPoints": controls}]})
     source, target = tmp_path / f"points{suffix}", tmp_path / f"moved{suffix}"
     source.write_text(text)
     files = [save(deformation(grid), tmp_path / "a.h5"), save(affine(), tmp_path / "b.tfm")]
@@ -193,9 +185,7 @@ def test_jacobian_finds_folds_within_a_mask(tmp_path, grid, capsys):
 
 
 def test_evaluate_compares_before_and_after(tmp_path, grid, capsys):
-    labels = grid.image(
-        (np.abs(index_of(grid) / (np.array(grid.shape) - 1) - 0.5).max(-1) < 0.3).astype(np.uint8)
-    )
+    labels = grid.image((np.abs(index_of(grid) / (np.array(grid.shape) - 1) - 0.5).max(-1) < 0.3).astype(np.uint8))
     moved = sitk.Resample(labels, labels, deformation(grid, 2.0), sitk.sitkNearestNeighbor)
     sitk.WriteImage(labels, str(tmp_path / "moving.nrrd"))
     sitk.WriteImage(moved, str(tmp_path / "fixed.nrrd"))

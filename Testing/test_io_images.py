@@ -135,9 +135,7 @@ def test_images_of_other_dimensions_are_refused(tmp_path):
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
 def test_colours_vectors_and_complex_values_are_refused(tmp_path, suffix):
     red = noise(dtype=np.uint8)
-    refused(
-        lambda: read_image(save(sitk.Compose(red, red, red), tmp_path / f"rgb{suffix}")), "rgb", "colours"
-    )
+    refused(lambda: read_image(save(sitk.Compose(red, red, red), tmp_path / f"rgb{suffix}")), "rgb", "colours")
     waves = sitk.RealAndImaginaryToComplex(noise(), noise())
     if suffix != ".mha":  # which holds none
         refused(lambda: read_image(save(waves, tmp_path / f"waves{suffix}")), "waves", "complex")
@@ -156,9 +154,7 @@ def test_a_voxel_size_of_zero_or_nan_is_refused(tmp_path, size):
 
 
 @pytest.mark.parametrize(("noise_level", "accepted"), [(1e-4, True), (0.05, False)])
-def test_axes_a_rounding_error_from_orthogonal_are_repaired_and_sheared_ones_refused(
-    tmp_path, noise_level, accepted
-):
+def test_axes_a_rounding_error_from_orthogonal_are_repaired_and_sheared_ones_refused(tmp_path, noise_level, accepted):
     path = save(noise(), tmp_path / "image.nii")
     data = bytearray(path.read_bytes())
     struct.pack_into("<h", data, 252, 0)  # no qform to fall back to

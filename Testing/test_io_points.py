@@ -36,9 +36,7 @@ def markups(space, positions):
         }
         for n, position in enumerate(positions)
     ]
-    points.append(
-        {"id": "9", "label": "to place", "position": [0.0, 0.0, 0.0], "positionStatus": "undefined"}
-    )
+    points.append({"id": "9", "label": "to place", "position": [0.0, 0.0, 0.0], "positionStatus": "undefined"})
     return {
         "@schema": "https://raw.githubusercontent.com/slicer/slicer/main/markups-schema-v1.0.3.json#",
         "markups": [

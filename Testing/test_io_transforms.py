@@ -118,9 +118,7 @@ def test_a_chain_within_a_chain_is_opened(tmp_path):
 
 def test_a_point_passes_a_chain_in_the_order_given():
     joined = chain(bump(), affine())
-    np.testing.assert_allclose(
-        mapped(joined, points()), mapped(affine(), mapped(bump(), points())), atol=1e-9
-    )
+    np.testing.assert_allclose(mapped(joined, points()), mapped(affine(), mapped(bump(), points())), atol=1e-9)
 
 
 def test_flatten_gives_lps_millimetres_at_voxels():

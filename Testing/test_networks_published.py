@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fixtures.published_rule import (
     RECORDED,
     SMALL,
     outputs_of,
+    plain_arithmetic,
     published_shapes,
     small_images,
     write_checkpoint,
@@ -26,20 +28,22 @@ from RegMambaLib.networks.blocks import warp
 GOLDEN = Path(os.environ.get("REGMAMBA_TEST_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 VARIANTS = ("v1", "v2")
 
-# A matching block normalises tokens; where the warp brings in next to nothing from outside the volume, that
-# divides by a vanishing variance and magnifies rounding. There the published code's own float32 numbers are
-# up to 1.7e-3 of the array's deviation from those of float64, so a few such values are allowed to differ by
-# more than 1e-3.
-TOLERANCE, ILL_CONDITIONED, ILL_CONDITIONED_SHARE = 1e-3, 1e-2, 1e-3
+TOLERANCE = 1e-3
+
+# Where the warp brings in next to nothing from outside the volume, a matching block's LayerNorm divides by a
+# vanishing variance and magnifies rounding: a few of those values move by up to 4e-3 of the array's deviation
+# when only the order of float32 additions changes. The plain path (reference scan, unblocked convolutions)
+# adds up as the published code did and is held to 1e-3 everywhere; the fast path may exceed it at such voxels.
+ROUNDING, ROUNDING_SHARE = 1e-2, 1e-3
 
 
-def assert_close(name, ours, expected):
+def assert_close(name, ours, expected, *, plain=True):
     error = np.abs(ours - expected) / expected.std()
-    if name.startswith("corr_"):
-        assert error.max() <= ILL_CONDITIONED, name
-        assert (error > TOLERANCE).mean() <= ILL_CONDITIONED_SHARE, name
+    if plain or not name.startswith("corr_"):
+        assert error.max() <= TOLERANCE, (name, error.max())
     else:
-        assert error.max() <= TOLERANCE, name
+        assert error.max() <= ROUNDING, (name, error.max())
+        assert (error > TOLERANCE).mean() <= ROUNDING_SHARE, name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -47,7 +51,8 @@ def test_small_published_networks_give_the_recorded_numbers(variant, tmp_path):
     write_checkpoint(tmp_path / "small.pth.tar", variant, **SMALL)
     network = load_published_checkpoint(tmp_path / "small.pth.tar")
     assert network.config.variant == variant and network.config.channels == (4, 8, 16, 32, 64)
-    outputs = outputs_of(network, *small_images(), RECORDED)
+    with plain_arithmetic():
+        outputs = outputs_of(network, *small_images(), RECORDED)
     with np.load(FIXTURE) as recorded:
         for name, value in outputs.items():
             assert_close(name, value, recorded[f"{variant}/{name}"])
@@ -55,8 +60,9 @@ def test_small_published_networks_give_the_recorded_numbers(variant, tmp_path):
 
 if GOLDEN.is_dir():
 
+    @pytest.mark.parametrize("plain", [True, False])
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_full_published_networks_give_the_published_codes_numbers(variant, tmp_path):
+    def test_full_published_networks_give_the_published_codes_numbers(variant, plain, tmp_path):
         names = json.loads((GOLDEN / f"{variant}.params.json").read_text())
         assert {name: tuple(shape) for name, shape in names.items()} == published_shapes(variant)
         write_checkpoint(tmp_path / "full.pth.tar", variant, prefix="module.")
@@ -64,11 +70,12 @@ if GOLDEN.is_dir():
         with np.load(GOLDEN / f"{variant}.npz") as golden:
             images = [torch.from_numpy(golden[name]) for name in ("moving", "fixed")]
             calls = [key.split("#") for key in golden.files if "#" in key]
-            outputs = outputs_of(network, *images, {name for name, _ in calls})
+            with plain_arithmetic() if plain else nullcontext():
+                outputs = outputs_of(network, *images, {name for name, _ in calls})
             assert_close("flow", outputs["flow"], golden["flow"])
             for name, call in calls:
                 # Both images pass the encoder as one batch: the k-th call is the k-th of it.
-                assert_close(name, outputs[name][int(call)][None], golden[f"{name}#{call}"])
+                assert_close(name, outputs[name][int(call)][None], golden[f"{name}#{call}"], plain=plain)
             if "moved" in golden.files:
                 moved = warp(images[0], torch.from_numpy(outputs["flow"])).numpy()
                 assert_close("moved", moved, golden["moved"])
@@ -78,9 +85,7 @@ def test_checkpoints_load_with_grids_prefixes_and_without_the_outer_dict(tmp_pat
     weights = write_checkpoint(tmp_path / "a.pth.tar", "v1", prefix="module.", **SMALL)
     weights["module.transformer.0.grid"] = torch.zeros(1, 3, 4, 4, 4)
     torch.save(weights, tmp_path / "b.pth")
-    first, second = (
-        load_published_checkpoint(tmp_path / name).state_dict() for name in ("a.pth.tar", "b.pth")
-    )
+    first, second = (load_published_checkpoint(tmp_path / name).state_dict() for name in ("a.pth.tar", "b.pth"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -107,16 +107,12 @@ def test_a_grouped_scan_is_the_textbook_loop_along_each_traversal(backend):
         u, z = tensors["u"][0, 0][order], tensors["z"][0, 0][order]
         delta, B, C = (tensors[key][0, g][order] for key in ("delta", "B", "C"))
         A, D, bias = (tensors[key][g] for key in ("A", "D", "delta_bias"))
-        torch.testing.assert_close(
-            y[0, g][order], plain_scan(u, delta, A, B, C, D, z, bias), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(y[0, g][order], plain_scan(u, delta, A, B, C, D, z, bias), rtol=1e-4, atol=1e-5)
 
 
 def test_the_reference_has_the_gradient_of_its_values():
     names, shape = ("hwd+", "wdh-"), (3, 4, 5)
-    tensors = {
-        k: v.double().requires_grad_() for k, v in scan_inputs(1, names, shape, 2, 2, shared=True).items()
-    }
+    tensors = {k: v.double().requires_grad_() for k, v in scan_inputs(1, names, shape, 2, 2, shared=True).items()}
 
     def scan(*values):
         arguments = dict(zip(tensors, values, strict=True))
@@ -189,9 +185,7 @@ def test_the_convolution_sees_the_tokens_visited_before_and_no_later_one(backend
 
 def visiting_order(name, shape):
     """Canonical index of every token in the order visited, by numpy's transpose alone."""
-    order = (
-        np.arange(np.prod(shape)).reshape(shape).transpose(["hwd".index(axis) for axis in name[:3]]).ravel()
-    )
+    order = np.arange(np.prod(shape)).reshape(shape).transpose(["hwd".index(axis) for axis in name[:3]]).ravel()
     return torch.from_numpy((order[::-1] if name.endswith("-") else order).copy())
 
 
@@ -294,9 +288,7 @@ def mamba_double(monkeypatch):
         assert all(tensor.is_contiguous() for tensor in (u, delta, B, C))
         extra = [None if value is None else value[None] for value in (D, delta_bias)]
         sequence = (1, 1, u.shape[2]), (TRAVERSALS["hwd+"],)
-        y = reference.selective_scan(
-            tokens[0], tokens[1], A[None], *tokens[2:], *extra, delta_softplus, *sequence
-        )
+        y = reference.selective_scan(tokens[0], tokens[1], A[None], *tokens[2:], *extra, delta_softplus, *sequence)
         return y[:, 0].transpose(1, 2).to(u.dtype)
 
     def causal_conv1d_fn(x, weight, bias=None, activation=None):

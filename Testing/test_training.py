@@ -209,9 +209,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path, brains):
     trainer.train(restarted, brains, tmp_path / "parts", SETTINGS)
     for a, b in zip(whole.parameters(), restarted.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert [r["loss"] for r in rows_of(tmp_path / "whole")] == [
-        r["loss"] for r in rows_of(tmp_path / "parts")
-    ]
+    assert [r["loss"] for r in rows_of(tmp_path / "whole")] == [r["loss"] for r in rows_of(tmp_path / "parts")]
     assert not list(tmp_path.rglob("*.part"))
     with pytest.raises(InputError, match="seed"):
         trainer.train(TinyNetwork(), brains, tmp_path / "parts", replace(SETTINGS, seed=5))
@@ -221,9 +219,7 @@ def test_average_of_the_weights_is_what_is_handed_out(tmp_path, brains):
     network, seen = TinyNetwork(), []
     before = network.last.weight.detach().clone()
     settings = replace(SETTINGS, average=0.9, steps=2)
-    trainer.train(
-        network, brains, tmp_path, settings, on_save=lambda n, _: seen.append(n.last.weight.detach().clone())
-    )
+    trainer.train(network, brains, tmp_path, settings, on_save=lambda n, _: seen.append(n.last.weight.detach().clone()))
     assert torch.equal(seen[-1], network.last.weight) and not torch.equal(before, network.last.weight)
 
 
@@ -251,16 +247,12 @@ def test_validation_reads_pairs_and_scores_the_warped_labels(tmp_path):
         sitk.WriteImage(lps(np.roll(labels, k, 0).astype(np.uint8)), str(tmp_path / f"{name}_labels.nii.gz"))
         sitk.WriteImage(lps(np.roll(labels, k, 0).astype(np.float32)), str(tmp_path / f"{name}.nii.gz"))
     table = tmp_path / "pairs.csv"
-    table.write_text(
-        "fixed,moving,fixed_labels,moving_labels\na.nii.gz,b.nii.gz,a_labels.nii.gz,b_labels.nii.gz\n"
-    )
+    table.write_text("fixed,moving,fixed_labels,moving_labels\na.nii.gz,b.nii.gz,a_labels.nii.gz,b_labels.nii.gz\n")
     pairs = validation.load_validation_pairs(table)
     overlap = overlap_of.dice(labels, np.roll(labels, 1, 0))
     ((dice, folds),) = validation.validate(Still(), pairs)
     assert dice == pytest.approx(np.mean(list(overlap.values()))) and folds == 0
-    table.write_text(
-        "fixed,moving,fixed_labels,moving_labels\na.nii.gz,c.nii.gz,a_labels.nii.gz,b_labels.nii.gz\n"
-    )
+    table.write_text("fixed,moving,fixed_labels,moving_labels\na.nii.gz,c.nii.gz,a_labels.nii.gz,b_labels.nii.gz\n")
     with pytest.raises(InputError, match="not there"):
         validation.load_validation_pairs(table)
     table.write_text("fixed,moving\na.nii.gz,b.nii.gz\n")
@@ -294,6 +286,4 @@ def test_command_trains_and_writes_weights_that_load(tmp_path):
     card = read_card(tmp_path / "w.safetensors")
     assert card["steps"] == 1 and card["note"] == "made up"
     with pytest.raises(InputError, match="JSON"):
-        typer_testing.CliRunner().invoke(
-            app, [*places, "--network-options", "channels"], catch_exceptions=False
-        )
+        typer_testing.CliRunner().invoke(app, [*places, "--network-options", "channels"], catch_exceptions=False)

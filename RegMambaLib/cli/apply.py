@@ -68,9 +68,7 @@ def _apply_to_points(source: Path, out: Path, chain: sitk.Transform, space: str)
     write_points(points.moved_to(map_points(chain, points.positions)), out)
 
 
-def _apply_to_image(
-    source: Path, out: Path, transforms: list[Path], reference: Path | None, labels: bool
-) -> None:
+def _apply_to_image(source: Path, out: Path, transforms: list[Path], reference: Path | None, labels: bool) -> None:
     import SimpleITK as sitk
 
     from ..errors import InputError

@@ -13,9 +13,7 @@ from ..errors import InputError
 from ..registration.settings import CHOICES, Settings
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")]
-TransformFile = Annotated[
-    Path, typer.Argument(metavar="TRANSFORM", help="Transform file or displacement image.")
-]
+TransformFile = Annotated[Path, typer.Argument(metavar="TRANSFORM", help="Transform file or displacement image.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and only that, to stdout.")]

@@ -34,9 +34,7 @@ def dice(first: np.ndarray, second: np.ndarray, labels: Iterable[int] | None = N
     wanted = list(labels) if labels is not None else common_labels(first, second)
     in_first, in_second, in_both = _counts(first), _counts(second), _counts(first[first == second])
     sums = {label: in_first.get(label, 0) + in_second.get(label, 0) for label in wanted}
-    return {
-        label: 2 * in_both.get(label, 0) / total if total else float("nan") for label, total in sums.items()
-    }
+    return {label: 2 * in_both.get(label, 0) / total if total else float("nan") for label, total in sums.items()}
 
 
 def _counts(labels: np.ndarray) -> dict[int, int]:

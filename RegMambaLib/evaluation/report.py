@@ -42,9 +42,7 @@ def label_report(
         columns["hd95_mm"] = {label: distance.hd95 for label, distance in found.items()}
         columns["surface_mm"] = {label: distance.mean for label, distance in found.items()}
     means = {name: _mean(column.values()) for name, column in columns.items()}
-    per_label = {
-        str(label): {name: _number(column[label]) for name, column in columns.items()} for label in wanted
-    }
+    per_label = {str(label): {name: _number(column[label]) for name, column in columns.items()} for label in wanted}
     return {"labels": len(wanted), **means, "per_label": per_label}
 
 

@@ -33,9 +33,7 @@ def dirichlet_kl_loss(log_concentration: torch.Tensor, *, prior: float = 1.0) ->
     if not prior > 0:
         raise InputError(f"The prior concentration is {prior}; choose a number above 0.")
     if log_concentration.dim() < 2 or log_concentration.shape[1] < 2:
-        raise InputError(
-            f"Voting needs (B, K, ...) with at least two voters, not {tuple(log_concentration.shape)}."
-        )
+        raise InputError(f"Voting needs (B, K, ...) with at least two voters, not {tuple(log_concentration.shape)}.")
     voters = log_concentration.shape[1]
     # Under half precision the differences of large lgamma values would be noise.
     wide = log_concentration.to(torch.promote_types(log_concentration.dtype, torch.float32))

@@ -17,9 +17,7 @@ from RegMambaLib.losses.boxes import box_mean
 # The six face neighbours of a voxel, and the twelve pairs of them that are not opposite each other.
 _NEIGHBOURS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0))
 _PAIRS = tuple(
-    (a, b)
-    for a, b in combinations(_NEIGHBOURS, 2)
-    if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
+    (a, b) for a, b in combinations(_NEIGHBOURS, 2) if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
 )
 
 
@@ -47,9 +45,7 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.T
         InputError: `image` does not have one channel, `radius` is negative or `dilation` is below 1.
     """
     if image.dim() != 5 or image.shape[1] != 1:
-        raise InputError(
-            f"MIND-SSC needs an image (B, 1, H, W, D), not {tuple(image.shape)}; give one channel."
-        )
+        raise InputError(f"MIND-SSC needs an image (B, 1, H, W, D), not {tuple(image.shape)}; give one channel.")
     if radius < 0 or dilation < 1:
         raise InputError(
             f"MIND-SSC got radius {radius} and dilation {dilation}; choose a radius of 0 or more and a "

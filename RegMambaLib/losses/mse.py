@@ -7,9 +7,7 @@ import torch
 from RegMambaLib.errors import InputError
 
 
-def mse_loss(
-    fixed: torch.Tensor, moving: torch.Tensor, *, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def mse_loss(fixed: torch.Tensor, moving: torch.Tensor, *, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of ``(fixed - moving)^2`` in squared intensity units, a scalar.
 
     Args:

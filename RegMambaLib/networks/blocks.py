@@ -81,9 +81,7 @@ def warp(image: torch.Tensor, displacement: torch.Tensor, padding_mode: str = "z
     slabs = _slab_count(image, sizes[0])
     if slabs > 1:
         grid = grid.unflatten(1, (slabs, -1)).flatten(0, 1)
-        image = (
-            image.repeat_interleave(slabs, 0) if image.shape[0] > 1 else image.expand(slabs, *image.shape[1:])
-        )
+        image = image.repeat_interleave(slabs, 0) if image.shape[0] > 1 else image.expand(slabs, *image.shape[1:])
     out = F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
     return out if slabs == 1 else out.unflatten(0, (-1, slabs)).transpose(1, 2).flatten(2, 3)
 

@@ -45,9 +45,7 @@ class NetworkConfig:
             1 if self.bottleneck is None else self.bottleneck,
         )
         if not self.channels or any(not isinstance(count, int) or count < 1 for count in counts):
-            raise InputError(
-                f"Channel, state and tap counts of a network must be positive integers, not {counts}."
-            )
+            raise InputError(f"Channel, state and tap counts of a network must be positive integers, not {counts}.")
         if self.variant != "regmamba" and len(self.channels) != 5:
             raise InputError(f"The published networks have five levels, not {len(self.channels)}.")
         for names in (self.directions, self.encoder_directions):
@@ -74,9 +72,7 @@ class NetworkConfig:
         return cls(**values)
 
 
-def published_config(
-    variant: str, channels: int = 16, bottleneck: int = 1200, **others: int
-) -> NetworkConfig:
+def published_config(variant: str, channels: int = 16, bottleneck: int = 1200, **others: int) -> NetworkConfig:
     """The configuration of the published "v1" or "v2": `channels` at full resolution, doubled at each
     level.
     """

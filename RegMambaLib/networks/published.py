@@ -97,13 +97,9 @@ def read_checkpoint(path: str | PathLike[str]) -> Weights:
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    tensors = isinstance(content, Mapping) and all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    )
+    tensors = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
     if not tensors or not content:
-        raise InputError(
-            f"'{file}' holds no state dict; expected named tensors, or a dict with the key 'state_dict'."
-        )
+        raise InputError(f"'{file}' holds no state dict; expected named tensors, or a dict with the key 'state_dict'.")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
@@ -124,9 +120,7 @@ def recognise(weights: Weights, source: str) -> NetworkConfig:
         )
     stem, bottleneck, states, taps = (weights[name].shape for name in needed)
     variant = "v2" if any(name.startswith("fine_reghead_") for name in weights) else "v1"
-    return published_config(
-        variant, channels=stem[0], bottleneck=bottleneck[0], d_state=states[-1], d_conv=taps[-1]
-    )
+    return published_config(variant, channels=stem[0], bottleneck=bottleneck[0], d_state=states[-1], d_conv=taps[-1])
 
 
 def translate(weights: Weights, network: RegistrationNetwork, source: str = "the checkpoint") -> Weights:
@@ -150,9 +144,7 @@ def translate(weights: Weights, network: RegistrationNetwork, source: str = "the
             value = None
         if value is None or value.shape != tensor.shape:
             shapes = ", ".join(str(tuple(weights[source_name].shape)) for source_name in names[:1])
-            raise InputError(
-                f"'{source}': parameter {names[0]} has shape {shapes}, which fits no published network."
-            )
+            raise InputError(f"'{source}': parameter {names[0]} has shape {shapes}, which fits no published network.")
         translated[name] = value
     if missing:
         raise InputError(f"'{source}' lacks {len(set(missing))} parameters of the network: {_some(missing)}.")

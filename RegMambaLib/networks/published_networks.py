@@ -32,12 +32,8 @@ class PublishedNetwork(RegistrationNetwork):
         self.voting = DirectionVoting(len(between))
         self.stem = ConvBlock(1, channels[0])
         self.encoder = nn.ModuleList(FeatMamba(fine, coarse, within, *mamba) for fine, coarse in pairs)
-        self.matchers = nn.ModuleList(
-            MatchMamba(channels[k], outputs[k], between, *mamba) for k in range(1, 5)
-        )
-        self.merge = nn.ModuleList(
-            ConvBlock(wide, narrow) for wide, narrow in zip(merged, channels, strict=True)
-        )
+        self.matchers = nn.ModuleList(MatchMamba(channels[k], outputs[k], between, *mamba) for k in range(1, 5))
+        self.merge = nn.ModuleList(ConvBlock(wide, narrow) for wide, narrow in zip(merged, channels, strict=True))
         self.heads = nn.ModuleList(FlowHead(width) for width in channels)
         self.has_fine_path = config.variant == "v2"
         if self.has_fine_path:
@@ -50,9 +46,7 @@ class PublishedNetwork(RegistrationNetwork):
         features = [self.stem(image)]
         for k, stage in enumerate(self.encoder):
             pooled = downsample(features[-1])
-            features.append(
-                stage(pooled) + self.shortcuts[k](pooled) if self.has_fine_path else stage(pooled)
-            )
+            features.append(stage(pooled) + self.shortcuts[k](pooled) if self.has_fine_path else stage(pooled))
         return features
 
     def votes(self, sample: bool, generator: torch.Generator | None = None) -> list[torch.Tensor]:
@@ -77,8 +71,6 @@ class PublishedNetwork(RegistrationNetwork):
                 flow = flow + self.fine_heads[level](fine)
         return flow
 
-    def _merge(
-        self, level: int, moving: torch.Tensor, fixed: torch.Tensor, votes: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def _merge(self, level: int, moving: torch.Tensor, fixed: torch.Tensor, votes: list[torch.Tensor]) -> torch.Tensor:
         matched = [self.matchers[level - 1](moving, fixed, votes[level - 1])] if level > 0 else []
         return self.merge[level](torch.cat([moving, *matched, fixed], 1))

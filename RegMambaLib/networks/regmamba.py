@@ -33,19 +33,13 @@ class RegMambaNetwork(RegistrationNetwork):
         outputs = list(channels)
         outputs[-1] = config.bottleneck or channels[-1]
         self.stem = ConvBlock(1, channels[0])
-        self.encoder = nn.ModuleList(
-            FeatMamba(fine, coarse, within, *mamba) for fine, coarse in pairwise(channels)
-        )
+        self.encoder = nn.ModuleList(FeatMamba(fine, coarse, within, *mamba) for fine, coarse in pairwise(channels))
         # Full resolution has no match: eight times the tokens for the finest sixteenth of a displacement.
         coarse_levels = range(1, config.levels)
-        self.matchers = nn.ModuleList(
-            MatchMamba(channels[k], outputs[k], between, *mamba) for k in coarse_levels
-        )
+        self.matchers = nn.ModuleList(MatchMamba(channels[k], outputs[k], between, *mamba) for k in coarse_levels)
         self.voting = nn.ModuleList(DirectionVoting(len(between)) for _ in coarse_levels)
         merged = [2 * channels[0], *(2 * channels[k] + outputs[k] for k in coarse_levels)]
-        self.merge = nn.ModuleList(
-            ConvBlock(wide, narrow) for wide, narrow in zip(merged, channels, strict=True)
-        )
+        self.merge = nn.ModuleList(ConvBlock(wide, narrow) for wide, narrow in zip(merged, channels, strict=True))
         self.heads = nn.ModuleList(FlowHead(width) for width in channels)
 
     def encode(self, image: torch.Tensor) -> Features:

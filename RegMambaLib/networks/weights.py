@@ -42,14 +42,10 @@ def save_network(
     except TypeError as error:
         raise InputError(f"The card of a weight file must hold plain JSON values: {error}.") from error
     dtype = torch.float16 if half else torch.float32
-    tensors = {
-        name: value.detach().cpu().to(dtype).contiguous() for name, value in network.state_dict().items()
-    }
+    tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in network.state_dict().items()}
     overflowing = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if overflowing:
-        raise InputError(
-            f"Weights {', '.join(overflowing[:3])} are not finite in {dtype}; the network is not usable."
-        )
+        raise InputError(f"Weights {', '.join(overflowing[:3])} are not finite in {dtype}; the network is not usable.")
     save_file(tensors, str(path), header)
 
 
@@ -64,8 +60,7 @@ def load_network(path: str | PathLike[str]) -> RegistrationNetwork:
     wrong += [name for name in expected if name in tensors and expected[name].shape != tensors[name].shape]
     if wrong:
         raise InputError(
-            f"The weights in '{path}' do not fit its own configuration, starting with {wrong[0]}; "
-            "the file is damaged."
+            f"The weights in '{path}' do not fit its own configuration, starting with {wrong[0]}; the file is damaged."
         )
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return network.eval()
@@ -89,9 +84,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, tor
             f"'{path}' cannot be read as a safetensors file ({error}); it is damaged or of another kind."
         ) from error
     if header.get("format") != _FORMAT:
-        raise InputError(
-            f"'{path}' is not a RegMamba weight file of a known version; write it with save_network."
-        )
+        raise InputError(f"'{path}' is not a RegMamba weight file of a known version; write it with save_network.")
     return header, tensors
 
 
@@ -99,6 +92,4 @@ def _config(header: dict[str, str], path: str | PathLike[str]) -> NetworkConfig:
     try:
         return NetworkConfig.from_dict(json.loads(header["config"]))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"The header of '{path}' holds no network configuration; the file is damaged."
-        ) from error
+        raise InputError(f"The header of '{path}' holds no network configuration; the file is damaged.") from error

@@ -35,8 +35,14 @@ class Side:
 
 
 def align(
-    fixed: Side, moving: Side, kind: str, *, initial: np.ndarray | None = None, principal_axes: bool = False,
-    seed: int = 0, progress: Callable[[float], None] | None = None,
+    fixed: Side,
+    moving: Side,
+    kind: str,
+    *,
+    initial: np.ndarray | None = None,
+    principal_axes: bool = False,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """The linear map from fixed to moving world, 4x4 in LPS mm.
 
@@ -52,8 +58,7 @@ def align(
     """
     center, extent = _center(fixed)
     search, coarse, fine = (
-        _Level(_shrink(fixed, extent / n), _shrink(moving, extent / n), samples, seed, initial)
-        for n, samples in LEVELS
+        _Level(_shrink(fixed, extent / n), _shrink(moving, extent / n), samples, seed, initial) for n, samples in LEVELS
     )
     tell = progress or (lambda share: None)
     starts = [np.eye(4)] if initial is not None else _starts(fixed, moving, center, principal_axes)
@@ -158,19 +163,14 @@ def _shrink(side: Side, spacing: float) -> Side:
         rim = (high - low) // 10 + 1
         ends.append((max(low - rim, 0), min(high + rim, n)))
     image = side.image[tuple(slice(low, high) for low, high in ends)]
-    block = [
-        max(1, min(round(spacing / own), n // 4))
-        for own, n in zip(grid.spacing, image.GetSize(), strict=True)
-    ]
+    block = [max(1, min(round(spacing / own), n // 4)) for own, n in zip(grid.spacing, image.GetSize(), strict=True)]
     return Side(sitk.BinShrink(image, block), side.foreground, side.mask)
 
 
 class _Level:
     """Mutual information (or correlation) between two images at one resolution, on about `samples` voxels."""
 
-    def __init__(
-        self, fixed: Side, moving: Side, samples: int, seed: int, initial: np.ndarray | None
-    ) -> None:
+    def __init__(self, fixed: Side, moving: Side, samples: int, seed: int, initial: np.ndarray | None) -> None:
         self.fixed, self.moving, self.seed, self.initial = fixed, moving, seed, initial
         self.correlation = False
         self.share = samples / fixed.image.GetNumberOfPixels()
@@ -190,8 +190,12 @@ class _Level:
 
         method = self._method(self.correlation)
         method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=1.0, minStep=1e-3, numberOfIterations=iterations, relaxationFactor=0.6,
-            gradientMagnitudeTolerance=1e-6, estimateLearningRate=method.Once,
+            learningRate=1.0,
+            minStep=1e-3,
+            numberOfIterations=iterations,
+            relaxationFactor=0.6,
+            gradientMagnitudeTolerance=1e-6,
+            estimateLearningRate=method.Once,
         )
         method.SetOptimizerScalesFromPhysicalShift()
         working = type(transform)(transform)

@@ -48,9 +48,15 @@ class NumbaEngine:
         self._smooth(self.force, self.update_taps, self.buffer)
         beta1, beta2 = ADAM_BETAS
         largest = kernels.adam(
-            self.buffer, self.first, self.second, np.float32(beta1), np.float32(beta2),
-            np.float32(1 / (1 - beta1**self.iteration)), np.float32(1 / (1 - beta2**self.iteration)),
-            np.float32(ADAM_FLOOR * np.abs(self.buffer).max() + 1e-20), self.force,
+            self.buffer,
+            self.first,
+            self.second,
+            np.float32(beta1),
+            np.float32(beta2),
+            np.float32(1 / (1 - beta1**self.iteration)),
+            np.float32(1 / (1 - beta2**self.iteration)),
+            np.float32(ADAM_FLOOR * np.abs(self.buffer).max() + 1e-20),
+            self.force,
         )
         if largest > 0:
             spatial_kernels.compose(self.u, self.force, np.float32(self.settings.step / largest), self.buffer)
@@ -64,12 +70,18 @@ class NumbaEngine:
     def _image_force(self) -> float:
         pair = self.pair
         if self.metric == "mind":
-            return -kernels.channel_force(
-                self.fixed_features, self.moving_features, self.u, pair.weight, self.force
-            )
+            return -kernels.channel_force(self.fixed_features, self.moving_features, self.u, pair.weight, self.force)
         return kernels.lncc_force(
-            pair.fixed, pair.moving, self.u, self.fixed_sum, self.fixed_variance, pair.weight,
-            self.radius, np.float32(LNCC_EPSILON), self.slabs, self.force,
+            pair.fixed,
+            pair.moving,
+            self.u,
+            self.fixed_sum,
+            self.fixed_variance,
+            pair.weight,
+            self.radius,
+            np.float32(LNCC_EPSILON),
+            self.slabs,
+            self.force,
         )
 
     def _add_label_force(self) -> None:

@@ -16,9 +16,7 @@ from .settings import Settings
 class TorchEngine:
     """Holds a level's tensors, (1, c, k, j, i) float32 on one device."""
 
-    def __init__(
-        self, pair: Pair, start: np.ndarray, settings: Settings, metric: str, device: str = "cpu"
-    ) -> None:
+    def __init__(self, pair: Pair, start: np.ndarray, settings: Settings, metric: str, device: str = "cpu") -> None:
         def put(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array))[None, None].to(device)
 
@@ -84,8 +82,8 @@ class TorchEngine:
         with torch.enable_grad():
             u = self.u.detach().requires_grad_()
             warped = self._sample(self.moving, u)
-        pull, similarity = self._channel_pull(warped.detach()) if self.metric == "mind" else self._lncc_pull(
-            warped.detach()
+        pull, similarity = (
+            self._channel_pull(warped.detach()) if self.metric == "mind" else self._lncc_pull(warped.detach())
         )
         (force,) = torch.autograd.grad(warped, u, pull)
         return force, similarity

@@ -42,7 +42,11 @@ def canonical(grid: Grid) -> Grid:
 
 
 def working_grid(
-    fixed: Grid, fixed_foreground: np.ndarray, moving: Grid, moving_foreground: np.ndarray, affine: np.ndarray,
+    fixed: Grid,
+    fixed_foreground: np.ndarray,
+    moving: Grid,
+    moving_foreground: np.ndarray,
+    affine: np.ndarray,
     spacing: float = 0.0,
 ) -> Grid:
     """A canonical isotropic grid around both anatomies with a margin.

@@ -180,9 +180,7 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
                 slot = z % depth
                 for y in range(Y):
                     for x in range(X):
-                        pull = (
-                            fixed[z, y, x] * sums2[0, y, x] - warped[slot, y, x] * sums2[1, y, x] + sums2[2, y, x]
-                        )
+                        pull = fixed[z, y, x] * sums2[0, y, x] - warped[slot, y, x] * sums2[1, y, x] + sums2[2, y, x]
                         for k in range(3):
                             force[k, z, y, x] = pull * gradient[slot, k, y, x]
     return totals.sum()
@@ -215,9 +213,7 @@ def channel_force(fixed, moving, u, weight, force):
                     loss += gap * gap
                     gz += gap * (high - low)
                     gy += gap * ((b - a) * (ONE - fz) + (d - c) * fz)
-                    gx += gap * (
-                        (da * (ONE - fy) + db * fy) * (ONE - fz) + (dc * (ONE - fy) + dd * fy) * fz
-                    )
+                    gx += gap * ((da * (ONE - fy) + db * fy) * (ONE - fz) + (dc * (ONE - fy) + dd * fy) * fz)
                 w = weight[z, y, x] if weighted else ONE
                 totals[z] += w * loss
                 force[0, z, y, x] = w * gz

@@ -65,8 +65,14 @@ def load_weights(name: str) -> RegistrationNetwork:
 
 
 def predict(
-    network: RegistrationNetwork, fixed: np.ndarray, moving: np.ndarray, spacing: float, *, device: str = "cpu",
-    samples: int = 0, seed: int = 0,
+    network: RegistrationNetwork,
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    spacing: float,
+    *,
+    device: str = "cpu",
+    samples: int = 0,
+    seed: int = 0,
 ) -> Prediction:
     """Run the network on a pair of the working grid.
 
@@ -82,9 +88,7 @@ def predict(
     network = network.to(device)
     with torch.inference_mode():
         flow, spread = network.predict(*(image.to(device) for image in both), samples, seed=seed)
-    return Prediction(
-        flow[0].float().cpu().numpy(), None if spread is None else spread[0, 0].float().cpu().numpy()
-    )
+    return Prediction(flow[0].float().cpu().numpy(), None if spread is None else spread[0, 0].float().cpu().numpy())
 
 
 def network_shape(shape: tuple[int, ...], spacing: float) -> tuple[int, int, int]:

@@ -73,12 +73,14 @@ def register(
         affine = _linear(sides, foregrounds, (fixed_mask, moving_mask), initial, settings, run.report)
 
     with run.stage("preprocess"):
-        grid = working_grid(
-            Grid.of(fixed), foregrounds[0], Grid.of(moving), foregrounds[1], affine, settings.spacing
-        )
+        grid = working_grid(Grid.of(fixed), foregrounds[0], Grid.of(moving), foregrounds[1], affine, settings.spacing)
         pair = _pair(
-            grid, sides, affine, (fixed_labels, moving_labels) if settings.guide else (None, None),
-            (fixed_mask, moving_mask), settings,
+            grid,
+            sides,
+            affine,
+            (fixed_labels, moving_labels) if settings.guide else (None, None),
+            (fixed_mask, moving_mask),
+            settings,
         )
         metric = settings.metric if settings.metric != "auto" else _choose_metric(pair)
         run.details.update(grid_size=list(grid.size), grid_spacing=grid.spacing[0], metric=metric, device=device)
@@ -134,8 +136,10 @@ def check_inputs(
                 f"The {name} image has {' x '.join(map(str, image.GetSize()))} voxels; every axis needs at least 4."
             )
     for name, image, other in (
-        ("fixed labels", fixed, fixed_labels), ("moving labels", moving, moving_labels),
-        ("fixed mask", fixed, fixed_mask), ("moving mask", moving, moving_mask),
+        ("fixed labels", fixed, fixed_labels),
+        ("moving labels", moving, moving_labels),
+        ("fixed mask", fixed, fixed_mask),
+        ("moving mask", moving, moving_mask),
     ):
         if other is not None and not Grid.of(other).same_as(Grid.of(image), 0.01):
             raise InputError(
@@ -218,7 +222,12 @@ def _linear(
         for side, foreground, mask in zip(sides, foregrounds, masks, strict=True)
     )
     return align(
-        fixed, moving, settings.affine, initial=start, principal_axes=settings.principal_axes, seed=settings.seed,
+        fixed,
+        moving,
+        settings.affine,
+        initial=start,
+        principal_axes=settings.principal_axes,
+        seed=settings.seed,
         progress=report,
     )
 
@@ -314,9 +323,7 @@ def _choose_metric(pair: Pair) -> str:
     return "lncc" if float(np.corrcoef(f[both], m[both])[0, 1]) > SAME_CONTRAST else "mind"
 
 
-def _network(
-    pair: Pair, spacing: float, settings: Settings, device: str, details: dict[str, Any]
-) -> Prediction | None:
+def _network(pair: Pair, spacing: float, settings: Settings, device: str, details: dict[str, Any]) -> Prediction | None:
     """The network's prediction, or None when there is none or it makes the pair less alike."""
     details["weights"] = settings.weights
     if settings.weights == "none":

@@ -15,9 +15,7 @@ MARGIN = 0.02
 PATIENCE = 6
 
 
-def remove_folds(
-    displacement: np.ndarray, *, margin: float = MARGIN, rounds: int = 200
-) -> tuple[np.ndarray, int, int]:
+def remove_folds(displacement: np.ndarray, *, margin: float = MARGIN, rounds: int = 200) -> tuple[np.ndarray, int, int]:
     """Smooth (3, k, j, i) locally until no finite-difference Jacobian is below `margin`.
 
     Returns:

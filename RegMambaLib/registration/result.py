@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..spatial.grid import Grid
-from ..spatial.itk import affine_transform, displacement_transform, split_transform
+from ..spatial.itk import affine_transform, displacement_transform
 from ..spatial.jacobian import jacobian_determinant
 from .settings import Settings
 

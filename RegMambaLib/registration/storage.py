@@ -83,9 +83,16 @@ def load(folder: str | Path) -> Registration:
         uncertainty = sitk.GetArrayFromImage(read_image(folder / UNCERTAINTY, constant=True))
     assert inverse is not None
     return Registration(
-        grid=grid, displacement=displacement, inverse_displacement=inverse, affine=affine, fixed_grid=fixed_grid,
-        moving_grid=moving_grid, uncertainty=uncertainty, seconds=meta.get("seconds", {}),
-        settings=Settings.from_dict(meta.get("settings", {})), details=meta.get("details", {}),
+        grid=grid,
+        displacement=displacement,
+        inverse_displacement=inverse,
+        affine=affine,
+        fixed_grid=fixed_grid,
+        moving_grid=moving_grid,
+        uncertainty=uncertainty,
+        seconds=meta.get("seconds", {}),
+        settings=Settings.from_dict(meta.get("settings", {})),
+        details=meta.get("details", {}),
     )
 
 
@@ -100,6 +107,4 @@ def _displacement_of(inverse: Any) -> Any:
 
 
 def _grid(values: dict[str, Any]) -> Grid:
-    return Grid(
-        tuple(values["size"]), tuple(values["spacing"]), tuple(values["origin"]), tuple(values["direction"])
-    )
+    return Grid(tuple(values["size"]), tuple(values["spacing"]), tuple(values["origin"]), tuple(values["direction"]))

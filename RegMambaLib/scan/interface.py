@@ -96,9 +96,7 @@ def causal_conv1d(
     _check("bias", bias, (groups, channels))
     _check_shared("x", x, (batch, groups, length, channels))
     if activation not in ("silu", None):
-        raise InputError(
-            f"'{activation}' is not an activation of the causal convolution; use 'silu' or None."
-        )
+        raise InputError(f"'{activation}' is not an activation of the causal convolution; use 'silu' or None.")
     volume, visits = _volume(shape, traversals, length, groups)
     module = backend_module(backend, x.device, x.dtype)
     return module.causal_conv1d(x, weight, bias, activation == "silu", volume, visits).to(x.dtype)
@@ -125,9 +123,7 @@ def _volume(
 ) -> tuple[Shape, tuple[Traversal, ...]]:
     volume = (1, 1, length) if shape is None else shape
     if prod(volume) != length:
-        raise InputError(
-            f"A volume of shape {tuple(volume)} has {prod(volume)} tokens, but {length} were given."
-        )
+        raise InputError(f"A volume of shape {tuple(volume)} has {prod(volume)} tokens, but {length} were given.")
     visits = tuple(one_traversal(item) for item in traversals or ("hwd+",) * groups)
     if len(visits) != groups:
         raise InputError(f"{len(visits)} traversals were named for {groups} directions; name one for each.")

@@ -45,9 +45,7 @@ def selective_scan(
         x, step, b, c = (_channels_first(tensor, traversal, shape, u.dtype) for tensor in inputs)
         skip = None if D is None else D[g].float()
         bias = None if delta_bias is None else delta_bias[g].float()
-        y = selective_scan_fn(
-            x, step, A[g].float(), b, c, D=skip, delta_bias=bias, delta_softplus=delta_softplus
-        )
+        y = selective_scan_fn(x, step, A[g].float(), b, c, D=skip, delta_bias=bias, delta_softplus=delta_softplus)
         outputs.append(traversal.restore(y.transpose(1, 2), shape))
     return torch.stack(outputs, 1)
 
@@ -72,8 +70,6 @@ def causal_conv1d(
     return torch.stack(outputs, 1)
 
 
-def _channels_first(
-    tokens: torch.Tensor, traversal: Traversal, shape: Shape, dtype: torch.dtype
-) -> torch.Tensor:
+def _channels_first(tokens: torch.Tensor, traversal: Traversal, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
     """(b, L, E) canonical -> (b, E, L) in the order visited, contiguous."""
     return traversal.arrange(tokens, shape).transpose(1, 2).to(dtype).contiguous()

@@ -144,9 +144,7 @@ def scan_forward(u, delta, A, B, C, D, bias, use_softplus, plans, parts, y, stat
             gather(u[image, u_direction], tokens, count, low, high, x)
             gather(B[image, g], tokens, count, 0, order, b)
             gather(C[image, g], tokens, count, 0, order, c)
-            _time_steps(
-                steps, bias[g] if bias.shape[0] > 0 else bias.ravel(), use_softplus, count, low, width
-            )
+            _time_steps(steps, bias[g] if bias.shape[0] > 0 else bias.ravel(), use_softplus, count, low, width)
             if states.shape[0] > 0:
                 states[image, g, first // CHUNK, :, low : low + padded] = state
             _multiply(count, steps, x, drive)

@@ -73,13 +73,9 @@ def backend_module(requested: str, device: torch.device, dtype: torch.dtype) -> 
     if name == "auto":
         name = _for_tensors(device, dtype)
     elif name == "numba" and device.type != "cpu":
-        raise InputError(
-            f"The numba scan runs on the CPU only and got tensors on {device}; use 'auto' or 'torch'."
-        )
+        raise InputError(f"The numba scan runs on the CPU only and got tensors on {device}; use 'auto' or 'torch'.")
     elif name == "mamba_ssm" and device.type != "cuda":
-        raise InputError(
-            f"The mamba_ssm scan runs on CUDA only and got tensors on {device}; use 'auto' or 'numba'."
-        )
+        raise InputError(f"The mamba_ssm scan runs on CUDA only and got tensors on {device}; use 'auto' or 'numba'.")
     return importlib.import_module(_MODULES[name])
 
 

@@ -76,8 +76,10 @@ def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 def resize_displacement(displacement: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """A voxel displacement over the same extent at another resolution, in the new voxels."""
     return np.stack(
-        [resize(channel, shape) * np.float32(new / old)
-         for channel, new, old in zip(displacement, shape, displacement.shape[1:], strict=True)]
+        [
+            resize(channel, shape) * np.float32(new / old)
+            for channel, new, old in zip(displacement, shape, displacement.shape[1:], strict=True)
+        ]
     )
 
 

@@ -107,7 +107,11 @@ class Grid:
         return image
 
     def resample(
-        self, image: sitk.Image, transform: sitk.Transform | None = None, *, labels: bool = False,
+        self,
+        image: sitk.Image,
+        transform: sitk.Transform | None = None,
+        *,
+        labels: bool = False,
         default: float = 0.0,
     ) -> sitk.Image:
         """`image` pulled onto this grid through `transform` (this space -> the image's space).

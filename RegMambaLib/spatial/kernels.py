@@ -296,8 +296,15 @@ def invert(u, tolerance, iterations, out, error):
                         for k in range(3):
                             slope[k, k] += ONE
                         det = _determinant(
-                            slope[0, 0], slope[0, 1], slope[0, 2], slope[1, 0], slope[1, 1], slope[1, 2],
-                            slope[2, 0], slope[2, 1], slope[2, 2],
+                            slope[0, 0],
+                            slope[0, 1],
+                            slope[0, 2],
+                            slope[1, 0],
+                            slope[1, 1],
+                            slope[1, 2],
+                            slope[2, 0],
+                            slope[2, 1],
+                            slope[2, 2],
                         )
                         if det > np.float32(1e-4):
                             sz, sy, sx = _solve(slope, residual, det)

@@ -125,9 +125,7 @@ def load_anatomies(folder: Path) -> list[Anatomy]:
     """
     files = sorted(p for p in folder.glob("*.nii*") if p.name.endswith((".nii", ".nii.gz")))
     if len(files) < 2:
-        raise InputError(
-            f"Found {len(files)} NIfTI label maps in {folder}; training on pairs needs at least two."
-        )
+        raise InputError(f"Found {len(files)} NIfTI label maps in {folder}; training on pairs needs at least two.")
     anatomies = []
     for file in files:
         image = sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")

@@ -25,9 +25,7 @@ def _overrides(text: str) -> dict[str, object]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"--network-options is not JSON ({error}); write for example '{{\"width\": 16}}'."
-        ) from None
+        raise InputError(f"--network-options is not JSON ({error}); write for example '{{\"width\": 16}}'.") from None
     if not isinstance(values, dict):
         raise InputError("--network-options must be a JSON object, for example '{\"width\": 16}'.")
     return values
@@ -46,9 +44,7 @@ def pretrain(
     seed: Annotated[int, typer.Option(min=0)] = _DEFAULTS.seed,
     learning_rate: Annotated[float, typer.Option()] = _DEFAULTS.learning_rate,
     smoothness: Annotated[float, typer.Option(help="Weight of the diffusion loss.")] = _DEFAULTS.smoothness,
-    dice: Annotated[
-        float, typer.Option(help="Weight of Dice on the known labels; 0: none.")
-    ] = _DEFAULTS.dice,
+    dice: Annotated[float, typer.Option(help="Weight of Dice on the known labels; 0: none.")] = _DEFAULTS.dice,
     window: Annotated[int, typer.Option(help="LNCC window, voxels.")] = _DEFAULTS.window,
     validation: Annotated[
         Path | None, typer.Option(help="CSV of real pairs: fixed,moving,fixed_labels,moving_labels.")
@@ -81,9 +77,7 @@ def pretrain(
         work,
         settings,
         validation=pairs,
-        on_save=lambda _, done: _save(
-            model, out, {"note": note, "steps": done, "settings": asdict(settings)}
-        ),
+        on_save=lambda _, done: _save(model, out, {"note": note, "steps": done, "settings": asdict(settings)}),
     )
     typer.echo(f"Wrote {out} after {steps} steps; the log is {work / 'log.csv'}.")
 

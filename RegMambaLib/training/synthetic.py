@@ -23,7 +23,7 @@ Range = tuple[float, float]
 
 _CSF_LABELS = (4, 5, 14, 15, 24, 43, 44, 72, SULCAL_CSF, RIM_NEAR, RIM_MIDDLE, RIM_FAR)
 # Brightness of a structure in T1 between grey (0) and white matter (1); what is not listed counts as grey, a
-# little above cortex. Means of skull-stripped T1 atlases; the spread is `SyntheticSettings.structure_spread`.
+# little above cortex. Set by eye in the usual order of T1; `SyntheticSettings.structure_spread` blurs it.
 _WHITENESS = {
     **dict.fromkeys((2, 41), 1.0),
     **dict.fromkeys((3, 42), 0.0),
@@ -47,8 +47,9 @@ _OTHER_WHITENESS = 0.3
 class SyntheticSettings:
     """Ranges the pairs are drawn from, uniformly unless stated. Lengths in mm of the common frame.
 
-    Intensities are relative to white matter 1 before normalisation. Deformation, bias, gamma and noise start
-    from the figures of SynthSeg and SynthMorph and were narrowed by comparing with skull-stripped T1 brains.
+    Intensities are relative to white matter 1 before normalisation. The kinds of randomness are those of
+    SynthSeg and SynthMorph; the ranges are narrower, set by eye until slices and histograms looked like
+    linearly aligned, skull-stripped T1 brains.
 
     Attributes:
         pose_rotation, pose_shift: of both brains together, largest, degrees and mm; the head in the scanner.
@@ -132,9 +133,7 @@ def _render(labels, brightness, matrix, offset, bend, image, out_labels):
                 out_labels[h, w, d] = labels[i + (a >= 0.5), j + (b >= 0.5), k + (c >= 0.5)]
 
 
-def _smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], knots: float, spread: float
-) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], knots: float, spread: float) -> np.ndarray:
     """Smooth random field on a coarse grid, float32 `shape`; `knots` in its voxels."""
     values = rng.standard_normal([max(2, round(n / knots) + 1) for n in shape]).astype(np.float32)
     # Linear interpolation has creases at the knots; they would show as folds in the Jacobian.

@@ -104,9 +104,7 @@ def stage_at(settings: TrainingSettings, step: int) -> Stage:
     return next((s for s in settings.stages if share < s.until), settings.stages[-1])
 
 
-def pair_at(
-    anatomies: list[Anatomy], step: int, settings: TrainingSettings, synthetic: SyntheticSettings
-) -> Pair:
+def pair_at(anatomies: list[Anatomy], step: int, settings: TrainingSettings, synthetic: SyntheticSettings) -> Pair:
     """The synthetic pair of a step: a function of seed and step alone."""
     stage = stage_at(settings, step)
     rng = np.random.default_rng([settings.seed, step])
@@ -220,13 +218,11 @@ def train(
         network: `network(moving, fixed) -> displacement`, (B, 1, H, W, D) -> (B, 3, H, W, D) voxels.
         anatomies: at least two brains.
         folder: takes `checkpoint.pt` and `log.csv`; where a checkpoint is there already, the run goes on
-        from it
-            and ends exactly as if it had never stopped.
+            from it and, with the same settings, ends exactly as if it had never stopped.
         synthetic: how the pairs are made.
         validation: real pairs, looked at every `validate_every` steps, never trained on.
-        on_save: called with the network, holding the averaged weights, and the number of steps done, after
-        every
-            checkpoint.
+        on_save: called with the network, holding the averaged weights, and the number of steps done,
+            after every checkpoint.
 
     Returns: the rows logged by this call.
 
@@ -252,9 +248,10 @@ def train(
     def with_average(action: Callable[[], Any]) -> Any:
         own = {k: v.detach().clone() for k, v in network.state_dict().items()}
         network.load_state_dict(average.weights)
-        result = action()
-        network.load_state_dict(own)
-        return result
+        try:
+            return action()
+        finally:
+            network.load_state_dict(own)
 
     rows = []
     network.train()

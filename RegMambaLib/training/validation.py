@@ -54,14 +54,10 @@ def load_validation_pairs(table: Path) -> list[ValidationPair]:
     pairs = []
     for row in rows:
         if any(not row.get(column) for column in COLUMNS):
-            raise InputError(
-                f"{table} needs the columns {', '.join(COLUMNS)}, all filled; correct the table."
-            )
+            raise InputError(f"{table} needs the columns {', '.join(COLUMNS)}, all filled; correct the table.")
         volumes = [_array(table.parent / row[column]) for column in COLUMNS]
         if len({v.shape for v in volumes}) > 1:
-            raise InputError(
-                f"The volumes of {row['fixed']} <- {row['moving']} differ in size; resample them first."
-            )
+            raise InputError(f"The volumes of {row['fixed']} <- {row['moving']} differ in size; resample them first.")
         name = f"{row['fixed']}<-{row['moving']}"
         pairs.append(ValidationPair(name, _scaled(volumes[0]), _scaled(volumes[1]), volumes[2], volumes[3]))
     return pairs
