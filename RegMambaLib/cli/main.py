@@ -16,6 +16,7 @@ from ..version import __version__
 from .apply import apply
 from .compose import compose
 from .convert import convert
+from .demo import demo
 from .evaluate import evaluate
 from .info import info
 from .invert import invert
@@ -42,6 +43,7 @@ app.command(no_args_is_help=True, epilog=settings_help())(register)
 for command in (apply, invert, compose, jacobian, evaluate, convert):
     app.command(no_args_is_help=True)(command)
 app.command()(info)
+app.command()(demo)
 
 
 def _version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,7 +126,7 @@ def _rotation(axis: int, angle: float) -> np.ndarray:
     return turn
 
 
-def _rigid(center: np.ndarray, matrix: np.ndarray) -> sitk.Transform:
+def _rigid(center: np.ndarray, matrix: np.ndarray) -> sitk.VersorRigid3DTransform:
     """The rigid ITK transform about `center` of a 4x4 matrix."""
     import SimpleITK as sitk
 
@@ -137,7 +137,7 @@ def _rigid(center: np.ndarray, matrix: np.ndarray) -> sitk.Transform:
     return transform
 
 
-def _as_kind(rigid: sitk.Transform, kind: str, center: np.ndarray) -> sitk.Transform:
+def _as_kind(rigid: sitk.VersorRigid3DTransform, kind: str, center: np.ndarray) -> sitk.Transform:
     import SimpleITK as sitk
 
     if kind == "rigid":
@@ -184,8 +184,8 @@ class _Level:
         except RuntimeError:
             return 0.0
 
-    def optimise(self, transform: sitk.Transform, iterations: int) -> sitk.Transform:
-        """`transform` after gradient descent; itself where the images do not overlap."""
+    def optimise(self, transform: Any, iterations: int) -> Any:
+        """`transform` (its class kept) after gradient descent; itself where the images do not overlap."""
         import SimpleITK as sitk
 
         method = self._method(self.correlation)

@@ -84,10 +84,10 @@ def predict(
     import torch
 
     shape = network_shape(fixed.shape, spacing)
-    both = [torch.from_numpy(shrink(a, shape) if shape != a.shape else a)[None, None] for a in (moving, fixed)]
-    network = network.to(device)
-    with torch.inference_mode():
-        flow, spread = network.predict(*(image.to(device) for image in both), samples, seed=seed)
+    small, other = (
+        torch.from_numpy(shrink(a, shape) if shape != a.shape else a)[None, None].to(device) for a in (moving, fixed)
+    )
+    flow, spread = network.to(device).predict(small, other, samples, seed=seed)
     return Prediction(flow[0].float().cpu().numpy(), None if spread is None else spread[0, 0].float().cpu().numpy())
 
 

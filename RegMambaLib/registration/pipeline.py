@@ -157,7 +157,7 @@ def use_threads(threads: int) -> None:
     import SimpleITK as sitk
     import torch
 
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
@@ -250,28 +250,35 @@ def _pair(
         return sitk.GetArrayFromImage(grid.resample(image, transform, labels=labels))
 
     images = [array(side.image, t) for side, t in zip(sides, through, strict=True)]
-    classes, count = _label_classes(labels, through, array)
-    return Pair(images[0], images[1], _weight(grid, sides, through, masks, settings.window), *classes, count)
+    fixed_classes, moving_classes, count = _label_classes(labels, through, array)
+    return Pair(
+        images[0],
+        images[1],
+        _weight(grid, sides, through, masks, settings.window),
+        fixed_classes,
+        moving_classes,
+        count,
+    )
 
 
 def _label_classes(
     labels: tuple[sitk.Image | None, sitk.Image | None],
     through: tuple[sitk.Transform, sitk.Transform],
     array: Callable[..., np.ndarray],
-) -> tuple[list[np.ndarray | None], int]:
+) -> tuple[np.ndarray | None, np.ndarray | None, int]:
     """Label maps on the grid as int32 classes: 0 background and what only one map has, then the common labels."""
     if labels[0] is None or labels[1] is None:
-        return [None, None], 0
-    maps = [array(image, t, labels=True) for image, t in zip(labels, through, strict=True) if image is not None]
-    common = np.setdiff1d(np.intersect1d(*maps), [0])
+        return None, None, 0
+    fixed, moving = array(labels[0], through[0], labels=True), array(labels[1], through[1], labels=True)
+    common = np.setdiff1d(np.intersect1d(fixed, moving), [0])
     if common.size == 0:
         raise InputError("The two label maps have no label in common; label guidance needs at least one.")
-    classes: list[np.ndarray | None] = []
-    for values in maps:
-        place = np.searchsorted(common, values)
-        place[place == common.size] = 0
-        classes.append(np.where(common[place] == values, place + 1, 0).astype(np.int32))
-    return classes, common.size + 1
+
+    def classes(values: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(common, values), common.size - 1)
+        return np.where(common[place] == values, place + 1, 0).astype(np.int32)
+
+    return classes(fixed), classes(moving), common.size + 1
 
 
 def _weight(

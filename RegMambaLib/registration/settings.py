@@ -1,4 +1,4 @@
-"""Every setting of a registration, declared once: the command line, the Slicer panel, presets and the report share it."""
+"""Every setting of a registration, declared once for the command line, Slicer, presets and the report."""
 
 from __future__ import annotations
 

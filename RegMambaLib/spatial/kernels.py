@@ -6,12 +6,20 @@ allow reordering and fused multiply-add only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 
 RELAXED = {"reassoc", "contract", "arcp", "nsz", "afn"}
-OPTIONS = {"parallel": True, "fastmath": RELAXED, "cache": True, "boundscheck": False, "error_model": "numpy"}
-HELPER = {"fastmath": RELAXED, "cache": True, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {
+    "parallel": True,
+    "fastmath": RELAXED,
+    "cache": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+}
+HELPER: dict[str, Any] = {"fastmath": RELAXED, "cache": True, "error_model": "numpy"}
 ONE = np.float32(1)
 HALF = np.float32(0.5)
 

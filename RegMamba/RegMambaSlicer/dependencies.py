@@ -1,0 +1,132 @@
+"""Python packages the library needs and Slicer lacks: found without importing them, installed with consent.
+
+numpy, scipy and SimpleITK are Slicer's own and never installed or changed from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import slicer
+
+SLICERS_OWN = ("numpy", "scipy", "SimpleITK")
+TORCH = ">=2.2"
+KERNELS = {"mamba_ssm": "mamba-ssm", "causal_conv1d": "causal-conv1d"}
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
+
+
+class DependencyError(RuntimeError):
+    """Something the registration needs is not there; the message says what to do."""
+
+
+def is_there(package: str) -> bool:
+    """Whether a package could be imported, without importing it."""
+    importlib.invalidate_caches()
+    return importlib.util.find_spec(package) is not None
+
+
+def requirements() -> list[str]:
+    """The requirements as written, without comments."""
+    lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def missing() -> list[str]:
+    """Requirements that are not installed, torch among them."""
+    wanted = [*requirements(), f"torch{TORCH}"]
+    return [line for line in wanted if not is_there(_name(line))]
+
+
+def ensure() -> None:
+    """Install what is missing, after asking the user; called when Register is first pressed.
+
+    Raises:
+        DependencyError: declined, failed, or the PyTorch extension is not installed.
+    """
+    if not missing():
+        return
+    if not is_there("torch"):
+        _ensure_torch()
+    others = [line for line in missing() if _name(line) != "torch"]
+    if others:
+        _install(others)
+    left = missing()
+    if left:
+        raise DependencyError(
+            f"Registration needs {', '.join(left)}, not installed so far; press Register again and allow the "
+            "installation, or ask whoever looks after this computer for it."
+        )
+
+
+def _ensure_torch() -> None:
+    try:
+        import PyTorchUtils
+    except ImportError:
+        raise DependencyError(
+            "Registration needs PyTorch; install the PyTorch extension with the Extensions Manager and restart Slicer."
+        ) from None
+    try:
+        torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=TORCH)
+    except Exception as error:
+        raise DependencyError(
+            f"PyTorch could not be installed ({error}); open the module PyTorch Util and install it there."
+        ) from error
+    if torch is None:
+        raise DependencyError("Registration needs PyTorch; press Register again and allow its installation.")
+
+
+def _install(wanted: list[str]) -> None:
+    try:
+        if importlib.util.find_spec("slicer.packaging") is not None:
+            packaging = importlib.import_module("slicer.packaging")
+            if hasattr(packaging, "pip_ensure"):
+                packaging.pip_ensure(packaging.load_requirements(str(REQUIREMENTS)), requester="RegMamba")
+                return
+        text = f"RegMamba needs {', '.join(wanted)}. Install them into Slicer's Python now?"
+        if not slicer.util.confirmOkCancelDisplay(text, windowTitle="RegMamba"):
+            raise DependencyError(f"Registration needs {', '.join(wanted)}; press Register again and allow it.")
+        slicer.util.pip_install([*wanted, *_held()])
+    except DependencyError:
+        raise
+    except Exception as error:
+        raise DependencyError(
+            f"{', '.join(wanted)} could not be installed ({error}); check the network connection and try again."
+        ) from error
+
+
+def _held() -> list[str]:
+    """Slicer's own packages at the version they have, so that pip leaves them alone."""
+    from importlib import metadata
+
+    found = []
+    for package in SLICERS_OWN:
+        try:
+            found.append(f"{package}=={metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _name(requirement: str) -> str:
+    for mark in "<>=!~; [":
+        requirement = requirement.split(mark)[0]
+    return requirement.strip()
+
+
+def describe_kernels() -> str:
+    """What the "CUDA kernels" entry says: whether they are there, what they bring, how to add them."""
+    found = [name for module, name in KERNELS.items() if is_there(module)]
+    if len(found) == len(KERNELS):
+        return "mamba-ssm and causal-conv1d are installed: the network runs on fused CUDA kernels."
+    benefit = "They make the network faster on NVIDIA cards; without them everything works and gives the same result."
+    if sys.platform != "linux":
+        return f"Not installed. {benefit} They exist for Linux only."
+    names = " and ".join(name for name in KERNELS.values() if name not in found)
+    add = " ".join(KERNELS.values())
+    return (
+        f"{names} not installed. {benefit} To add them, with an NVIDIA card and the CUDA toolkit, type in the Python "
+        f"console: slicer.util.pip_install('--no-build-isolation {add}')"
+    )

@@ -1,0 +1,5 @@
+"""`python -m RegMambaLib.worker`."""
+
+from .serve import main
+
+main()

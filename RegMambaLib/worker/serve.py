@@ -1,0 +1,119 @@
+"""The loop of the worker: requests from stdin, one at a time, answers on a stdout that nothing else can reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from .failures import describe
+
+Emit = Callable[..., None]
+TEMPORARY_PREFIX = "RegMamba-"
+"""How the name of a folder begins that the worker may remove when its client is gone."""
+
+
+def main() -> None:
+    """Serve until `quit` or the end of stdin."""
+    answers = _protect_stdout()
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    server = Server(answers)
+    threading.Thread(target=server.listen, args=(sys.stdin,), daemon=True).start()
+    server.run()
+
+
+class Server:
+    """Runs requests in the order they came."""
+
+    def __init__(self, answers: TextIO) -> None:
+        self._answers = answers
+        self._writing = threading.Lock()
+        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._temporary: set[str] = set()
+
+    def listen(self, lines: TextIO) -> None:
+        """Queue the requests of `lines`; end the process where they end, whatever is running."""
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                request = json.loads(line)
+                if not isinstance(request, dict):
+                    raise ValueError("not an object")
+            except ValueError as error:
+                self.emit(None, "error", kind="crash", message=f"The worker got a line that is no request: {error}.")
+                continue
+            if request.get("command") == "quit":
+                break
+            if request.get("temporary"):
+                self._temporary.add(request["temporary"])
+            self._requests.put(request)
+        for folder in self._temporary:
+            if Path(folder).name.startswith(TEMPORARY_PREFIX):
+                shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    def run(self) -> None:
+        """Answer requests for ever."""
+        self.emit(None, "ready", pid=os.getpid())
+        while True:
+            request = self._requests.get()
+            self._answer(request)
+            self._temporary.discard(request.get("temporary", ""))
+
+    def emit(self, request_id: Any, event: str, **values: Any) -> None:
+        """Write one answer; the process ends if nobody reads it any more."""
+        text = json.dumps({"id": request_id, "event": event, **values}, default=_plain)
+        try:
+            with self._writing:
+                self._answers.write(text + "\n")
+                self._answers.flush()
+        except (OSError, ValueError):
+            os._exit(0)
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        name = request.get("id")
+        try:
+            from . import tasks
+
+            known = {"register": tasks.register, "info": tasks.info, "warmup": tasks.warmup}
+            command = request.get("command")
+            if command not in known:
+                raise ValueError(f"unknown command {command!r}; known are {', '.join(known)} and quit")
+            report, files = known[command](request, lambda **values: self.emit(name, "progress", **values))
+            self.emit(name, "done", report=_finite(report), files=files)
+        except BaseException as error:
+            traceback.print_exc(file=sys.stderr)
+            kind, message = describe(error, request)
+            self.emit(name, "error", kind=kind, message=message)
+
+
+def _protect_stdout() -> TextIO:
+    """A stream on the process's stdout; `print`, and C libraries, then reach stderr instead."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return answers
+
+
+def _plain(value: Any) -> Any:
+    """Numpy numbers and arrays, tuples of settings and paths for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not know, as None."""
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value

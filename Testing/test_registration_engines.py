@@ -1,0 +1,209 @@
+"""The torch engine computes what the numba engine computes: forces, single steps, and a whole refinement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import made_grid, made_head, made_labels, random_displacement, sampled
+from scipy import ndimage
+from test_registration_kernels import fractional, label_map, lands_inside, texture
+
+from RegMambaLib.losses.mind import mind_ssc
+from RegMambaLib.registration import refine as refinement
+from RegMambaLib.registration.engine_numba import NumbaEngine
+from RegMambaLib.registration.engine_torch import TorchEngine, smooth
+from RegMambaLib.registration.network import mean_lncc
+from RegMambaLib.registration.refine import Pair, level_shapes, pick, refine, shrink, to_shape
+from RegMambaLib.registration.settings import Settings
+from RegMambaLib.spatial import fields
+
+SHAPE = (16, 15, 14)
+NO_WEIGHT = np.empty((0, 0, 0), np.float32)
+CASES = {
+    "lncc": ("lncc", False, Settings()),
+    "lncc, weighted": ("lncc", True, Settings(window=3)),
+    "lncc, wide window": ("lncc", False, Settings(window=9)),
+    "lncc, guided": ("lncc", False, Settings(guide=True, guide_weight=2.0)),
+    "mind": ("mind", False, Settings()),
+    "mind, weighted": ("mind", True, Settings()),
+    "mind, guided": ("mind", True, Settings(guide=True)),
+    "no smoothing": ("lncc", False, Settings(smooth_update=0.0, smooth_total=0.0)),
+}
+each = pytest.mark.parametrize(("metric", "weighted", "settings"), CASES.values(), ids=CASES.keys())
+
+
+def pair(weighted=False, guided=True):
+    weight = texture(SHAPE, 5) if weighted else NO_WEIGHT
+    labels = (label_map(SHAPE, 4, 0), label_map(SHAPE, 4, 1), 4) if guided else (None, None, 0)
+    return Pair(texture(SHAPE), texture(SHAPE, 1), weight, *labels)
+
+
+def engines(metric, weighted, settings):
+    start = fractional(SHAPE, reach=1) * lands_inside(fractional(SHAPE, reach=1), SHAPE)
+    start = np.where(start == 0, np.float32(0.0), start)
+    both = pair(weighted)
+    return NumbaEngine(both, start, settings, metric), TorchEngine(both, start, settings, metric)
+
+
+def inside_of(u):
+    """Voxels at which no coordinate sits on a voxel centre, where the derivative jumps."""
+    return (np.abs(u - np.round(u)) > 0.05).all(0)
+
+
+@each
+def test_both_engines_feel_the_same_force(metric, weighted, settings):
+    numba_engine, torch_engine = engines(metric, weighted, settings)
+    where = inside_of(numba_engine.u)
+    assert where.mean() > 0.5
+    similarity = numba_engine._image_force()
+    theirs, their_similarity = torch_engine._image_force()
+    assert similarity == pytest.approx(their_similarity, rel=1e-3)
+    if settings.guide:
+        # The labels' share is scaled by the size of the whole force, border included: compare it apart.
+        numba_engine.force[:] = 0
+        numba_engine._add_label_force()
+        theirs = torch_engine._label_force()
+        theirs = theirs * (numba_engine.force.std() / float(theirs.std()))
+    ours, theirs = numba_engine.force[:, where], theirs[0].numpy()[:, where]
+    np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("metric", ["lncc", "mind"])
+def test_both_engines_take_the_same_first_steps(metric):
+    settings = Settings(guide=True)
+    u = np.full((3, *SHAPE), 0.4, np.float32) + 0.05 * random_displacement(SHAPE, sigma=2)
+    u *= (np.arange(3) * 0.2 + 0.6)[:, None, None, None].astype(np.float32)
+    both = pair(True)
+    ours, theirs = NumbaEngine(both, u, settings, metric), TorchEngine(both, u, settings, metric)
+    for _ in range(2):
+        assert ours.step() == pytest.approx(theirs.step(), rel=1e-3)
+    core = (slice(None), *(slice(3, -3),) * 3)
+    gap = np.abs(ours.displacement() - theirs.displacement())[core]
+    assert np.median(gap) < 2e-3 and np.abs(ours.displacement() - u).max() > 0.3
+
+
+def test_a_step_of_the_engine_is_the_scheme_written_plainly():
+    """The gradient smoothed, divided by its size (Adam's first step), scaled, composed and smoothed."""
+    settings = Settings(smooth_update=1.0, smooth_total=0.5, step=0.4)
+    start = 0.3 + np.zeros((3, *SHAPE), np.float32)
+    engine = NumbaEngine(pair(guided=False), start, settings, "lncc")
+    engine._image_force()
+    force = fields.smooth(engine.force.copy(), 1.0).astype(np.float64)
+    step = force / (np.abs(force) + refinement.ADAM_FLOOR * np.abs(force).max())
+    step *= settings.step / np.sqrt(np.square(step).sum(0)).max()
+    expected = fields.smooth(step + np.stack([sampled(channel, step) for channel in start]), 0.5)
+    engine = NumbaEngine(pair(guided=False), start, settings, "lncc")
+    engine.step()
+    np.testing.assert_allclose(engine.displacement(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.7, 1.73])
+def test_torch_smoothing_is_the_numba_smoothing(sigma):
+    field = np.random.default_rng(0).normal(size=(3, 8, 9, 10)).astype(np.float32)
+    theirs = smooth(torch.from_numpy(field)[None], sigma)[0].numpy()
+    np.testing.assert_allclose(theirs, fields.smooth(field, sigma), atol=1e-5)
+
+
+def test_the_mind_force_uses_the_descriptors_of_the_losses():
+    engine = NumbaEngine(pair(), np.zeros((3, *SHAPE), np.float32), Settings(), "mind")
+    expected = mind_ssc(torch.from_numpy(texture(SHAPE))[None, None])[0].permute(1, 2, 3, 0).numpy()
+    np.testing.assert_array_equal(engine.fixed_features, expected)
+
+
+def heads(shift=(4.0, -3.0, 5.0)):
+    """Two heads on one grid, one bent by a smooth wave of a few mm."""
+    grid = made_grid((36, 38, 34), (4.8, 5.0, 4.6))
+
+    def bent(points):
+        return points + np.asarray(shift) * np.sin(points[:, [1, 2, 0]] / 30)
+
+    def array(image):
+        import SimpleITK as sitk
+
+        return sitk.GetArrayFromImage(image)
+
+    fixed, moving = (array(made_head(grid, m)).astype(np.float32) / 1100 for m in (bent, None))
+    labels = [array(made_labels(grid, m)).astype(np.int32) for m in (bent, None)]
+    return Pair(fixed, moving, NO_WEIGHT, *labels, int(max(x.max() for x in labels)) + 1)
+
+
+@pytest.mark.parametrize("metric", ["lncc", "mind"])
+def test_a_whole_refinement_is_as_good_on_either_engine(metric, monkeypatch):
+    both, settings = heads(), Settings(iterations=(10, 4))
+    ours = refine(both, settings, metric=metric, device="cpu")
+    monkeypatch.setattr(refinement, "_engine", lambda device, *rest: TorchEngine(*rest, device))
+    theirs = refine(both, settings, metric=metric, device="cpu")
+    before = mean_lncc(both.fixed, both.moving)
+    reached = [mean_lncc(both.fixed, fields.warp(both.moving, u)) for u in (ours, theirs)]
+    assert min(reached) > before + 0.05
+    assert abs(reached[0] - reached[1]) < 0.01
+    assert np.median(np.abs(ours - theirs)[:, both.fixed > 0.3]) < 0.1
+
+
+def test_guided_refinement_pulls_the_labels_together():
+    both = heads((7.0, -6.0, 8.0))
+
+    def dice(u):
+        moved = fields.warp(both.moving_labels, u, nearest=True)
+        common = [(both.fixed_labels == n, moved == n) for n in range(1, both.labels)]
+        return np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in common])
+
+    plain, guided = (refine(both, Settings(iterations=(10, 4), guide=g, guide_weight=2.0)) for g in (False, True))
+    assert dice(guided) > dice(plain) > dice(np.zeros_like(plain))
+
+
+def test_weights_of_zero_leave_the_start_alone():
+    both = heads()
+    silent = Pair(both.fixed, both.moving, np.zeros_like(both.fixed))
+    for metric in ("lncc", "mind"):
+        assert not refine(silent, Settings(iterations=(2, 2)), metric=metric).any()
+
+
+def test_no_iterations_return_the_start_on_the_pairs_grid():
+    both = heads()
+    assert not refine(both, Settings(iterations=())).any()
+    coarse = random_displacement((17, 19, 18), smallest=0.6)
+    for iterations in ((), (0, 0)):
+        u = refine(both, Settings(iterations=iterations), start=coarse)
+        np.testing.assert_array_equal(u, fields.resize_displacement(coarse, both.fixed.shape))
+
+
+def test_refinement_tells_its_progress_and_can_be_stopped_by_it():
+    shares = []
+    refine(heads(), Settings(iterations=(3, 2)), progress=shares.append)
+    assert len(shares) == 5 and shares == sorted(shares) and shares[-1] == pytest.approx(1)
+
+    def stop(share):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(heads(), Settings(iterations=(3, 2)), progress=stop)
+
+
+def test_levels_halve_and_no_axis_shrinks_below_eight():
+    assert level_shapes((160, 192, 20), 3) == [(40, 48, 8), (80, 96, 10), (160, 192, 20)]
+    assert level_shapes((5, 64, 64), 3) == [(5, 16, 16), (5, 32, 32), (5, 64, 64)]
+    assert level_shapes((9, 9, 9), 0) == []
+
+
+def test_a_coarser_pair_covers_the_same_extent():
+    both = heads()
+    half = both.at((17, 19, 18))
+    assert half.fixed.shape == half.moving.shape == half.fixed_labels.shape == (17, 19, 18)
+    assert set(np.unique(half.fixed_labels)) <= set(np.unique(both.fixed_labels))
+    assert half.fixed.mean() == pytest.approx(both.fixed.mean(), rel=0.03)
+    mass = [ndimage.center_of_mass(v) for v in (half.fixed, both.fixed)]
+    np.testing.assert_allclose(
+        (np.array(mass[0]) + 0.5) / (17, 19, 18), (np.array(mass[1]) + 0.5) / (34, 38, 36), atol=0.01
+    )
+    assert both.at(both.fixed.shape) is both
+
+
+def test_shrinking_a_constant_volume_keeps_it_and_picking_keeps_labels():
+    np.testing.assert_allclose(shrink(np.full((9, 8, 7), 3, np.float32), (4, 4, 3)), 3, rtol=1e-6)
+    labels = np.arange(4, dtype=np.int32).repeat(2)[:, None, None] * np.ones((1, 4, 6), np.int32)
+    np.testing.assert_array_equal(pick(labels, (4, 2, 3))[:, 0, 0], np.arange(4))
+    assert pick(None, (2, 2, 2)) is None
+    u = random_displacement((8, 8, 8))
+    assert to_shape(u, (8, 8, 8)) is u and to_shape(u, (16, 8, 8)).shape == (3, 16, 8, 8)
