@@ -75,10 +75,10 @@ def labels_at(points):
     return found
 
 
-def head_points(count=200, seed=0):
-    """Random points (mm) within the head."""
+def head_points(count=200, seed=0, structure=0):
+    """Random points (mm) within the head, or within one structure of it (1: where there is something to see)."""
     points = np.random.default_rng(seed).uniform(-85, 85, (40 * count, 3))
-    return points[inside(points, STRUCTURES[0]) > 0][:count]
+    return points[inside(points, STRUCTURES[structure]) > 0][:count]
 
 
 def made_head(grid, to_head=None):

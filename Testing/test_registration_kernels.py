@@ -8,6 +8,7 @@ from conftest import sampled
 from scipy import ndimage
 
 from RegMambaLib.registration import kernels
+from RegMambaLib.spatial.fields import spans_of, whole, within
 
 EPSILON = np.float32(1e-3)
 NO_WEIGHT = np.empty((0, 0, 0), np.float32)
@@ -47,11 +48,12 @@ def lncc_sum(fixed, moving, u, radius, weight=1.0):
     return float((weight * cross**2 / (variances + float(EPSILON))).sum())
 
 
-def lncc_force(fixed, moving, u, radius, weight=NO_WEIGHT, slabs=2):
+def lncc_force(fixed, moving, u, radius, weight=NO_WEIGHT, slabs=2, spans=None):
     mean, variance = np.empty_like(fixed), np.empty_like(fixed)
     kernels.fixed_moments(fixed, radius, slabs, mean, variance)
     force = np.full_like(u, np.nan)
-    value = kernels.lncc_force(fixed, moving, u, mean, variance, weight, radius, EPSILON, slabs, force)
+    spans = whole(fixed.shape) if spans is None else spans
+    value = kernels.lncc_force(fixed, moving, u, mean, variance, weight, radius, EPSILON, slabs, spans, force)
     return force, value
 
 
@@ -138,6 +140,29 @@ def test_identical_images_have_an_lncc_of_one_a_window():
     assert lncc_force(fixed, fixed, np.zeros((3, 10, 10, 10), np.float32), 2)[1] == pytest.approx(1000, rel=0.02)
 
 
+def test_within_spans_the_lncc_force_is_the_derivative_of_the_windows_centred_there():
+    shape = (14, 13, 12)
+    mask = np.zeros(shape, bool)
+    mask[4:9, 3:9, 4:9] = mask[6, 6, 2:11] = True
+    spans = spans_of(mask, 2)
+    active = within(spans, shape[2])
+    assert 0.2 < active.mean() < 0.9
+    fixed, moving = texture(shape) * mask, texture(shape, 1) * mask
+    u = fractional(shape, reach=1) / 2  # what is not 0 stays within the spans
+    force, value = lncc_force(fixed, moving, u, 2, spans=spans)
+    everywhere, _ = lncc_force(fixed, moving, u, 2)
+    assert np.isnan(force[:, ~active]).all()
+    weight = active.astype(float)
+    np.testing.assert_allclose(value, lncc_sum(fixed, moving, u, 2, weight), rtol=1e-4)
+    force[:, ~active] = 0
+    where = active & lands_inside(u, shape)
+    direction = np.random.default_rng(0).normal(size=u.shape) * where
+    expected = slope(lambda v: lncc_sum(fixed, moving, v, 2, weight), u, direction)
+    assert (force * direction).sum() == pytest.approx(expected, abs=2e-3 * float(np.abs(force).max()))
+    core = mask & ~ndimage.binary_dilation(~active, np.ones((3, 3, 3)), iterations=4)
+    np.testing.assert_allclose(force[:, core], everywhere[:, core], atol=1e-3 * np.abs(force[:, active]).max())
+
+
 def channel_loss(fixed, moving, u, weight=1.0):
     warped = np.stack([sampled(moving[..., n], u) for n in range(moving.shape[-1])], -1)
     return float((weight * np.square(fixed.astype(np.float64) - warped).sum(-1)).sum())
@@ -150,7 +175,7 @@ def test_the_channel_force_points_down_the_squared_difference(shape, channels, w
     weight = texture(shape, 99) if weighted else NO_WEIGHT
     plain = weight if weighted else 1.0
     u, force = fractional(shape, reach=1), np.full((3, *shape), np.nan, np.float32)
-    value = kernels.channel_force(fixed, moving, u, weight, force)
+    value = kernels.channel_force(fixed, moving, u, weight, whole(shape), force)
     np.testing.assert_allclose(value, channel_loss(fixed, moving, u, plain), rtol=1e-4)
     assert_gradient(force, lambda v: -channel_loss(fixed, moving, v, plain) / 2, u, shape)
 
@@ -171,8 +196,14 @@ def label_map(shape, labels, seed):
 
 def label_sums(fixed, moving, u, labels):
     overlap, size = np.zeros(labels, np.float32), np.zeros(labels, np.float32)
-    kernels.label_overlap(fixed, moving, u, labels, overlap, size)
+    kernels.label_overlap(fixed, moving, u, labels, whole(fixed.shape), overlap, size)
     return overlap, size
+
+
+def label_force(fixed, moving, u, labels):
+    force = np.full_like(u, np.nan)
+    kernels.label_force(fixed, moving, u, *label_sums(fixed, moving, u, labels), whole(fixed.shape), force)
+    return force
 
 
 @pytest.mark.parametrize("shape", [(7, 8, 9), (1, 5, 6), (2, 2, 2)], ids=str)
@@ -188,16 +219,13 @@ def test_label_sums_are_those_of_warped_one_hot_maps(shape):
 @pytest.mark.parametrize("shape", [(7, 8, 9), (2, 6, 3)], ids=str)
 def test_the_label_force_is_the_derivative_of_the_summed_soft_dice(shape):
     fixed, moving, u = label_map(shape, 4, 0), label_map(shape, 4, 1), fractional(shape, reach=1)
-    force = np.full((3, *shape), np.nan, np.float32)
-    kernels.label_force(fixed, moving, u, *label_sums(fixed, moving, u, 4), force)
+    force = label_force(fixed, moving, u, 4)
     assert_gradient(force, lambda v: soft_dice(fixed, moving, v, 4), u, shape, 5e-3)
 
 
 def test_background_and_labels_that_never_occur_do_not_pull():
     fixed = moving = np.zeros((5, 5, 5), np.int32)
-    u, force = fractional((5, 5, 5)), np.full((3, 5, 5, 5), np.nan, np.float32)
-    kernels.label_force(fixed, moving, u, *label_sums(fixed, moving, u, 3), force)
-    assert not force.any()
+    assert not label_force(fixed, moving, fractional((5, 5, 5)), 3).any()
 
 
 OUTWARD = [(axis, sign) for axis in range(3) for sign in (-1, 1)]
@@ -211,10 +239,9 @@ def test_nothing_pulls_where_the_displacement_leaves_the_image_on_any_side(axis,
     fixed, moving = texture(shape), texture(shape, 1)
     force, _ = lncc_force(fixed, moving, u, 2)
     assert not force[axis].any()
-    kernels.channel_force(fixed[..., None], moving[..., None], u, NO_WEIGHT, force)
+    kernels.channel_force(fixed[..., None], moving[..., None], u, NO_WEIGHT, whole(shape), force)
     assert not force[axis].any()
-    classes = label_map(shape, 3, 0), label_map(shape, 3, 1)
-    kernels.label_force(*classes, u, *label_sums(*classes, u, 3), force)
+    force = label_force(label_map(shape, 3, 0), label_map(shape, 3, 1), u, 3)
     np.testing.assert_allclose(force[axis], 0, atol=1e-6)
 
 
@@ -228,7 +255,7 @@ def test_adam_takes_the_steps_of_its_formula(shape):
     for n in range(1, 6):
         gradient = rng.normal(size=(3, *shape)).astype(np.float32)
         numbers = (np.float32(value) for value in (b1, b2, 1 / (1 - b1**n), 1 / (1 - b2**n), epsilon))
-        largest = kernels.adam(gradient, first, second, *numbers, out)
+        largest = kernels.adam(gradient, first, second, *numbers, whole(shape), out)
         m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient.astype(np.float64) ** 2
         expected = m / (1 - b1**n) / (np.sqrt(v / (1 - b2**n)) + epsilon)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -238,5 +265,5 @@ def test_adam_takes_the_steps_of_its_formula(shape):
 def test_adam_rests_where_there_is_no_gradient():
     zero, out = np.zeros((3, 3, 3, 3), np.float32), np.ones((3, 3, 3, 3), np.float32)
     numbers = (np.float32(value) for value in (0.9, 0.99, 10.0, 100.0, 1e-20))
-    assert kernels.adam(zero, zero.copy(), zero.copy(), *numbers, out) == 0
+    assert kernels.adam(zero, zero.copy(), zero.copy(), *numbers, whole((3, 3, 3)), out) == 0
     assert not out.any()

@@ -91,7 +91,7 @@ def test_composing_moves_by_the_inner_displacement_first(shape):
 def test_composing_with_a_scale_scales_the_inner_displacement():
     outer, inner = noise((3, 5, 6, 7), 0), noise((3, 5, 6, 7), 1)
     out = np.empty_like(outer)
-    kernels.compose(outer, inner, np.float32(0.25), out)
+    kernels.compose(outer, inner, np.float32(0.25), fields.whole((5, 6, 7)), out)
     np.testing.assert_allclose(out, fields.compose(outer, inner / 4), atol=1e-6)
 
 
@@ -121,8 +121,9 @@ def test_smoothing_is_scipys_gaussian_with_repeated_borders(shape, sigma):
 def test_smoothing_gives_the_same_for_any_number_of_slabs(slabs):
     field, taps = noise((2, 11, 6, 5)), fields.gaussian_taps(1.7)
     one, many = np.empty_like(field), np.empty_like(field)
-    kernels.smooth(field, taps, 1, one)
-    kernels.smooth(field, taps, slabs, many)
+    spans = fields.whole((11, 6, 5))
+    kernels.smooth(field, taps, 1, spans, one)
+    kernels.smooth(field, taps, slabs, spans, many)
     np.testing.assert_array_equal(one, many)
 
 
@@ -209,6 +210,44 @@ def test_inverting_a_fold_ends_and_says_where_it_failed():
     v, error = fields.invert(u)
     assert np.isfinite(v).all() and np.isfinite(error).all()
     assert error[0].max() < 0.005
+
+
+def blob(shape=(9, 10, 12)):
+    mask = np.zeros(shape, bool)
+    mask[3:6, 4:7, 3:8] = mask[4, 5, 10] = True
+    return mask
+
+
+def test_spans_reach_from_the_first_to_the_last_voxel_of_every_row():
+    spans = fields.spans_of(blob(), 0)
+    assert spans.dtype == np.int32 and spans.shape == (9, 10, 2)
+    assert spans[3, 4].tolist() == [3, 8] and spans[4, 5].tolist() == [3, 11]
+    assert (spans[0] == spans[0, 0, 0]).all() and not fields.within(spans, 12)[0].any()
+    np.testing.assert_array_equal(fields.within(fields.whole((2, 3, 4)), 4), np.ones((2, 3, 4), bool))
+
+
+@pytest.mark.parametrize("margin", [1, 2, 5])
+def test_spans_with_a_margin_hold_everything_that_near_and_no_row_farther(margin):
+    mask = blob()
+    near = ndimage.maximum_filter(mask, 2 * margin + 1)
+    found = fields.within(fields.spans_of(mask, margin), 12)
+    assert found[near].all()
+    assert not found[~near.any(axis=2)].any()
+    assert not fields.spans_of(np.zeros((4, 5, 6), bool), margin).any()
+
+
+def test_kernels_write_within_spans_what_they_write_everywhere_and_nothing_outside():
+    shape = (9, 10, 12)
+    outer, inner = noise((3, *shape)), noise((3, *shape), 1)
+    spans = fields.spans_of(blob(), 1)
+    active = fields.within(spans, 12)
+    taps = fields.gaussian_taps(1.2)
+    composed, smoothed = (np.full_like(outer, 99) for _ in range(2))
+    kernels.compose(outer, inner, np.float32(1), spans, composed)
+    kernels.smooth(outer, taps, 3, spans, smoothed)
+    for found, expected in ((composed, fields.compose(outer, inner)), (smoothed, fields.smooth(outer, 1.2))):
+        np.testing.assert_allclose(found[:, active], expected[:, active], atol=1e-6)
+        assert (found[:, ~active] == 99).all()
 
 
 def test_one_thread_gives_the_same_numbers_as_all():

@@ -98,9 +98,8 @@ def test_the_matrix_of_any_linear_class_moves_points_as_itk_does(kind):
     rng = np.random.default_rng(0)
     if hasattr(transform, "SetCenter"):
         transform.SetCenter((5.0, -60.0, 7.0))
-    transform.SetParameters(
-        (np.array(transform.GetParameters()) + 0.1 * rng.normal(size=len(transform.GetParameters())))
-    )
+    parameters = np.array(transform.GetParameters())
+    transform.SetParameters((parameters + 0.1 * rng.normal(size=parameters.size)).tolist())
     points = rng.uniform(-100, 100, (10, 3))
     np.testing.assert_allclose(apply(affine_matrix(transform), points), moved(transform, points), atol=1e-9)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from RegMambaLib.registration.settings import Settings
 
 # Slicer's wrapper reads typing.Union and wants the None in it.
-Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]
+Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]  # noqa: UP007
 
 CUSTOM_WEIGHTS = "custom weights file"
 
@@ -48,7 +48,7 @@ class Parameters:
     labels: Labels
     jacobian: vtkMRMLScalarVolumeNode
     uncertainty: vtkMRMLScalarVolumeNode
-    composite: bool = True
+    composite: bool = False
     want_volume: bool = True
     want_labels: bool = True
     want_jacobian: bool = False
@@ -105,7 +105,7 @@ def find_problem(parameters: Any) -> str | None:
         if min(size) < 4:
             shown = " x ".join(map(str, size))
             return f"The {name} volume {node.GetName()} has {shown} voxels; choose one with at least 4 along each axis."
-    if parameters.fixed is parameters.moving:
+    if parameters.fixed.GetID() == parameters.moving.GetID():
         return "Fixed and moving are the same volume; choose two different ones."
     return _find_output_problem(parameters) or _find_guidance_problem(parameters)
 

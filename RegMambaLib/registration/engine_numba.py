@@ -5,11 +5,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from ..spatial import fields
 from ..spatial import kernels as spatial_kernels
 from ..spatial.fields import gaussian_taps
 from . import kernels
-from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair
+from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair, total_smoothing
 from .settings import Settings
+
+# Voxels beyond the active region in which the displacement may still fade out, at every level.
+MARGIN = 4
 
 
 class NumbaEngine:
@@ -20,16 +24,21 @@ class NumbaEngine:
         self.pair = pair
         self.settings = settings
         self.slabs = max(1, min(shape[0], numba.get_num_threads()))
+        self.spans = level_spans(pair)
         self.u = np.array(start, np.float32)
-        self.force = np.empty_like(self.u)
-        self.buffer = np.empty_like(self.u)
+        self.force = np.zeros_like(self.u)
+        # Outside the spans u stays as it came: the buffer holds it there, so that smoothing meets no edge.
+        self.buffer = self.u.copy()
         self.first = np.zeros_like(self.u)
         self.second = np.zeros_like(self.u)
         self.update_taps = gaussian_taps(settings.smooth_update)
-        self.total_taps = gaussian_taps(settings.smooth_total)
+        self.total_taps = gaussian_taps(total_smoothing(settings, metric))
         self.radius = settings.window // 2
         self.iteration = 0
+        self.floor = 0.0
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
+        if self.guided:
+            self.pull = np.zeros_like(self.u)
         self.metric = metric
         if metric == "mind":
             self.fixed_features = _mind(pair.fixed)
@@ -46,6 +55,9 @@ class NumbaEngine:
         if self.guided:
             self._add_label_force()
         self._smooth(self.force, self.update_taps, self.buffer)
+        if self.iteration == 1:
+            inside = np.abs(self.buffer).max(axis=0)[fields.within(self.spans, self.u.shape[3])]
+            self.floor = ADAM_FLOOR * float(inside.max(initial=0)) + 1e-20
         beta1, beta2 = ADAM_BETAS
         largest = kernels.adam(
             self.buffer,
@@ -55,11 +67,13 @@ class NumbaEngine:
             np.float32(beta2),
             np.float32(1 / (1 - beta1**self.iteration)),
             np.float32(1 / (1 - beta2**self.iteration)),
-            np.float32(ADAM_FLOOR * np.abs(self.buffer).max() + 1e-20),
+            np.float32(self.floor),
+            self.spans,
             self.force,
         )
         if largest > 0:
-            spatial_kernels.compose(self.u, self.force, np.float32(self.settings.step / largest), self.buffer)
+            scale = np.float32(self.settings.step / largest)
+            spatial_kernels.compose(self.u, self.force, scale, self.spans, self.buffer)
             self._smooth(self.buffer, self.total_taps, self.u)
         return similarity / self.pair.fixed.size
 
@@ -70,7 +84,9 @@ class NumbaEngine:
     def _image_force(self) -> float:
         pair = self.pair
         if self.metric == "mind":
-            return -kernels.channel_force(self.fixed_features, self.moving_features, self.u, pair.weight, self.force)
+            return -kernels.channel_force(
+                self.fixed_features, self.moving_features, self.u, pair.weight, self.spans, self.force
+            )
         return kernels.lncc_force(
             pair.fixed,
             pair.moving,
@@ -81,6 +97,7 @@ class NumbaEngine:
             self.radius,
             np.float32(LNCC_EPSILON),
             self.slabs,
+            self.spans,
             self.force,
         )
 
@@ -89,17 +106,24 @@ class NumbaEngine:
         pair = self.pair
         overlap = np.zeros(pair.labels, np.float32)
         size = np.zeros(pair.labels, np.float32)
-        kernels.label_overlap(pair.fixed_labels, pair.moving_labels, self.u, pair.labels, overlap, size)
-        kernels.label_force(pair.fixed_labels, pair.moving_labels, self.u, overlap, size, self.buffer)
-        image, labels = _rms(self.force), _rms(self.buffer)
+        kernels.label_overlap(pair.fixed_labels, pair.moving_labels, self.u, pair.labels, self.spans, overlap, size)
+        kernels.label_force(pair.fixed_labels, pair.moving_labels, self.u, overlap, size, self.spans, self.pull)
+        image, labels = _rms(self.force), _rms(self.pull)
         if labels > 0:
-            self.force += np.float32(self.settings.guide_weight * (image / labels if image > 0 else 1.0)) * self.buffer
+            self.force += np.float32(self.settings.guide_weight * (image / labels if image > 0 else 1.0)) * self.pull
 
     def _smooth(self, source: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
         if taps.size == 1:
             out[:] = source
         else:
-            spatial_kernels.smooth(source, taps, self.slabs, out)
+            spatial_kernels.smooth(source, taps, self.slabs, self.spans, out)
+
+
+def level_spans(pair: Pair) -> np.ndarray:
+    """The rows worth working on: around the anatomy at this level, everything when no anatomy is named."""
+    if pair.active.size == 0:
+        return fields.whole(pair.fixed.shape)
+    return fields.spans_of(pair.active, MARGIN)
 
 
 def _mind(volume: np.ndarray) -> np.ndarray:

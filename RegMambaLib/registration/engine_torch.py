@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ..losses.boxes import box_sum
 from ..losses.mind import mind_ssc
 from ..spatial.fields import gaussian_taps
-from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair
+from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair, total_smoothing
 from .settings import Settings
 
 
@@ -21,6 +21,7 @@ class TorchEngine:
             return torch.from_numpy(np.ascontiguousarray(array))[None, None].to(device)
 
         self.settings, self.metric, self.labels = settings, metric, pair.labels
+        self.total_smoothing = total_smoothing(settings, metric)
         self.shape = pair.fixed.shape
         self.u = torch.from_numpy(np.array(start, np.float32))[None].to(device)
         self.first, self.second = torch.zeros_like(self.u), torch.zeros_like(self.u)
@@ -36,6 +37,7 @@ class TorchEngine:
             self.moving_labels = torch.from_numpy(pair.moving_labels).long().to(device)
         self.radius = settings.window // 2
         self.iteration = 0
+        self.floor = 0.0
         if metric == "lncc":
             self.fixed_sum = box_sum(self.fixed, self.radius)
             self.count = float((2 * self.radius + 1) ** 3)
@@ -53,15 +55,17 @@ class TorchEngine:
             if _rms(labels) > 0:
                 force = force + self.settings.guide_weight * scale * labels
         force = smooth(force, self.settings.smooth_update)
+        if self.iteration == 1:
+            self.floor = ADAM_FLOOR * float(force.abs().max()) + 1e-20
         beta1, beta2 = ADAM_BETAS
         self.first.lerp_(force, 1 - beta1)
         self.second.lerp_(force**2, 1 - beta2)
         root = (self.second / (1 - beta2**self.iteration)).sqrt()
-        step = self.first / (1 - beta1**self.iteration) / (root + ADAM_FLOOR * float(force.abs().max()) + 1e-20)
+        step = self.first / (1 - beta1**self.iteration) / (root + self.floor)
         largest = float(step.square().sum(1).max().sqrt())
         if largest > 0:
             step *= self.settings.step / largest
-            self.u = smooth(step + self._sample(self.u, step), self.settings.smooth_total)
+            self.u = smooth(step + self._sample(self.u, step), self.total_smoothing)
         return similarity / self.index[0, 0].numel()
 
     def displacement(self) -> np.ndarray:

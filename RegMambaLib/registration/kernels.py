@@ -47,11 +47,11 @@ def _replace(total, old, new):
 
 
 @njit(**HELPER)
-def _warp_plane(moving, u, z, out, gradient):
-    """Plane z of moving(x + u(x)) and its derivative along (k, j, i), trilinear."""
+def _warp_plane(moving, u, z, spans, out, gradient):
+    """Plane z of moving(x + u(x)) and its derivative along (k, j, i), trilinear, within the spans."""
     Z, Y, X = moving.shape
-    for y in range(u.shape[2]):
-        for x in range(u.shape[3]):
+    for y in range(Y):
+        for x in range(spans[z, y, 0], spans[z, y, 1]):
             z0, z1, fz = split(np.float32(z) + u[0, z, y, x], Z)
             y0, y1, fy = split(np.float32(y) + u[1, z, y, x], Y)
             x0, x1, fx = split(np.float32(x) + u[2, z, y, x], X)
@@ -101,8 +101,10 @@ def fixed_moments(fixed, r, slabs, mean_sum, variance):
 
 
 @njit(**OPTIONS)
-def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, slabs, force):
+def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, slabs, spans, force):
     """Gradient of the summed squared LNCC with respect to u, written to `force` (3, k, j, i); returns the sum.
+
+    Both images are 0 outside the spans; windows centred there do not count, and `force` is not touched there.
 
     The analytic gradient of Avants et al. (Med Image Anal 2008): with window sums S of F, M, FF, MM, FM at every
     voxel, cc = cross^2 / (varF varM + eps), its derivative with respect to M(y) is a sum over the windows that
@@ -134,9 +136,10 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
         for q in range(start - 2 * r, stop + 2 * r):
             slot = (q + 4 * depth) % depth
             if 0 <= q < Z:
-                _warp_plane(moving, u, q, warped[slot], gradient[slot])
+                _warp_plane(moving, u, q, spans, warped[slot], gradient[slot])
+                planes[:] = ZERO
                 for y in range(Y):
-                    for x in range(X):
+                    for x in range(spans[q, y, 0], spans[q, y, 1]):
                         m = warped[slot, y, x]
                         planes[0, y, x] = m
                         planes[1, y, x] = m * m
@@ -152,9 +155,10 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
             slot = (c + 4 * depth) % depth
             if 0 <= c < Z:
                 inside = start <= c < stop
+                planes[:] = ZERO
                 for y in range(Y):
                     part = ZERO
-                    for x in range(X):
+                    for x in range(spans[c, y, 0], spans[c, y, 1]):
                         mean = sums[0, y, x] / n
                         cross = sums[2, y, x] - fixed_sum[c, y, x] * mean
                         variance = max(sums[1, y, x] - mean * sums[0, y, x], ZERO)
@@ -179,7 +183,7 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
             if start <= z < stop:
                 slot = z % depth
                 for y in range(Y):
-                    for x in range(X):
+                    for x in range(spans[z, y, 0], spans[z, y, 1]):
                         pull = fixed[z, y, x] * sums2[0, y, x] - warped[slot, y, x] * sums2[1, y, x] + sums2[2, y, x]
                         for k in range(3):
                             force[k, z, y, x] = pull * gradient[slot, k, y, x]
@@ -187,7 +191,7 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
 
 
 @njit(**OPTIONS)
-def channel_force(fixed, moving, u, weight, force):
+def channel_force(fixed, moving, u, weight, spans, force):
     """Downhill direction of the squared difference of (k, j, i, c) features; returns the weighted sum of it.
 
     Used with MIND-SSC descriptors: channels are last so that one gather brings all of them.
@@ -197,7 +201,7 @@ def channel_force(fixed, moving, u, weight, force):
     totals = np.zeros(u.shape[1], np.float64)
     for z in prange(u.shape[1]):
         for y in range(u.shape[2]):
-            for x in range(u.shape[3]):
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
                 z0, z1, fz = split(np.float32(z) + u[0, z, y, x], Z)
                 y0, y1, fy = split(np.float32(y) + u[1, z, y, x], Y)
                 x0, x1, fx = split(np.float32(x) + u[2, z, y, x], X)
@@ -223,7 +227,7 @@ def channel_force(fixed, moving, u, weight, force):
 
 
 @njit(**OPTIONS)
-def label_overlap(fixed, moving, u, labels, overlap, size):
+def label_overlap(fixed, moving, u, labels, spans, overlap, size):
     """Soft-Dice sums per label: `overlap` = sum F_l M_l(x + u), `size` = sum F_l + sum M_l(x + u), trilinear.
 
     Label maps are int32 with classes 0 .. labels - 1, 0 being background (not counted).
@@ -232,7 +236,7 @@ def label_overlap(fixed, moving, u, labels, overlap, size):
     part = np.zeros((u.shape[1], 2, labels), np.float32)
     for z in prange(u.shape[1]):
         for y in range(u.shape[2]):
-            for x in range(u.shape[3]):
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
                 own = fixed[z, y, x]
                 part[z, 1, own] += ONE
                 z0, z1, fz = split(np.float32(z) + u[0, z, y, x], Z)
@@ -254,12 +258,12 @@ def label_overlap(fixed, moving, u, labels, overlap, size):
 
 
 @njit(**OPTIONS)
-def label_force(fixed, moving, u, overlap, size, force):
+def label_force(fixed, moving, u, overlap, size, spans, force):
     """Gradient of the mean soft Dice of all labels with respect to u (sums from `label_overlap`)."""
     Z, Y, X = moving.shape
     for z in prange(u.shape[1]):
         for y in range(u.shape[2]):
-            for x in range(u.shape[3]):
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
                 own = fixed[z, y, x]
                 z0, z1, fz = split(np.float32(z) + u[0, z, y, x], Z)
                 y0, y1, fy = split(np.float32(y) + u[1, z, y, x], Y)
@@ -285,22 +289,23 @@ def label_force(fixed, moving, u, overlap, size, force):
 
 
 @njit(**OPTIONS)
-def adam(gradient, first, second, beta1, beta2, correction1, correction2, epsilon, out):
+def adam(gradient, first, second, beta1, beta2, correction1, correction2, epsilon, spans, out):
     """Adam's direction (Kingma and Ba 2015) into `out`; moments updated in place; returns the largest step length."""
-    Z, Y, X = gradient.shape[1:]
+    Z, Y = gradient.shape[1:3]
     largest = np.zeros(Z, np.float32)
     for z in prange(Z):
         top = ZERO
         for y in range(Y):
+            low, high = spans[z, y, 0], spans[z, y, 1]
             for k in range(3):
-                for x in range(X):
+                for x in range(low, high):
                     g = gradient[k, z, y, x]
                     m = beta1 * first[k, z, y, x] + (ONE - beta1) * g
                     v = beta2 * second[k, z, y, x] + (ONE - beta2) * g * g
                     first[k, z, y, x] = m
                     second[k, z, y, x] = v
                     out[k, z, y, x] = m * correction1 / (np.sqrt(v * correction2) + epsilon)
-            for x in range(X):
+            for x in range(low, high):
                 a, b, c = out[0, z, y, x], out[1, z, y, x], out[2, z, y, x]
                 top = max(top, a * a + b * b + c * c)
         largest[z] = top

@@ -64,6 +64,14 @@ def load_weights(name: str) -> RegistrationNetwork:
     return loader(path).eval()
 
 
+def weights_contrast(name: str) -> str:
+    """What the weights' card says under `contrast`: "any", or "same" (also where there is no card)."""
+    from ..networks import read_card
+
+    path = find_weights(name)
+    return str(read_card(path).get("contrast", "same")) if path.suffix == ".safetensors" else "same"
+
+
 def predict(
     network: RegistrationNetwork,
     fixed: np.ndarray,

@@ -16,7 +16,7 @@ from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
 from .affine import Side, align
 from .grid import fade, working_grid
-from .network import Prediction, helps, load_weights, predict
+from .network import Prediction, helps, load_weights, predict, weights_contrast
 from .preprocess import Prepared, prepare
 from .refine import Pair, refine, shrink
 from .repair import remove_folds
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 
+# Voxels around the anatomy that refinement still looks at.
+RIM = 5
 # Correlation of the linearly aligned intensities below which the images are taken to differ in contrast.
 SAME_CONTRAST = 0.4
 
@@ -82,11 +84,12 @@ def register(
             (fixed_mask, moving_mask),
             settings,
         )
-        metric = settings.metric if settings.metric != "auto" else _choose_metric(pair)
+        alike = _same_contrast(pair)
+        metric = settings.metric if settings.metric != "auto" else "lncc" if alike else "mind"
         run.details.update(grid_size=list(grid.size), grid_spacing=grid.spacing[0], metric=metric, device=device)
 
     with run.stage("network"):
-        prediction = _network(pair, grid.spacing[0], settings, device, run.details)
+        prediction = _network(pair, alike, grid.spacing[0], settings, device, run.details)
 
     with run.stage("refine"):
         start = prediction.displacement if prediction else None
@@ -250,6 +253,10 @@ def _pair(
         return sitk.GetArrayFromImage(grid.resample(image, transform, labels=labels))
 
     images = [array(side.image, t) for side, t in zip(sides, through, strict=True)]
+    # Whole rows from the anatomy's first to its last voxel: nothing inside is lost, and air outside costs nothing.
+    anatomy = [image > side.threshold for image, side in zip(images, sides, strict=True)]
+    active = fields.within(fields.spans_of(anatomy[0] | anatomy[1], RIM), grid.size[0])
+    images = [image * active for image in images]
     fixed_classes, moving_classes, count = _label_classes(labels, through, array)
     return Pair(
         images[0],
@@ -258,6 +265,7 @@ def _pair(
         fixed_classes,
         moving_classes,
         count,
+        active,
     )
 
 
@@ -320,20 +328,29 @@ def _cut_off(inside: np.ndarray, side: Prepared, grid: Grid, transform: sitk.Tra
     return float((image[rim] > side.threshold).mean() if rim.any() else 0.0) > 0.02
 
 
-def _choose_metric(pair: Pair) -> str:
-    """LNCC where the intensities of the aligned images go together, MIND-SSC where they do not."""
+def _same_contrast(pair: Pair) -> bool:
+    """Whether the intensities of the aligned images go together, as those of two T1 images do."""
     shape = tuple(max(8, n // 4) for n in pair.fixed.shape)
     f, m = (shrink(a, (shape[0], shape[1], shape[2])) for a in (pair.fixed, pair.moving))
     both = (f > 0.1) & (m > 0.1)
     if both.sum() < 100 or f[both].std() < 1e-6 or m[both].std() < 1e-6:
-        return "lncc"
-    return "lncc" if float(np.corrcoef(f[both], m[both])[0, 1]) > SAME_CONTRAST else "mind"
+        return True
+    return float(np.corrcoef(f[both], m[both])[0, 1]) > SAME_CONTRAST
 
 
-def _network(pair: Pair, spacing: float, settings: Settings, device: str, details: dict[str, Any]) -> Prediction | None:
-    """The network's prediction, or None when there is none or it makes the pair less alike."""
-    details["weights"] = settings.weights
+def _network(
+    pair: Pair, alike: bool, spacing: float, settings: Settings, device: str, details: dict[str, Any]
+) -> Prediction | None:
+    """The network's prediction, or None: no network wanted, not made for this pair, or no help for it.
+
+    Weights see pairs of the contrasts they were trained on; only those whose card says `contrast: any` are
+    asked about images that differ.
+    """
+    details.update(weights=settings.weights, network_used=False)
     if settings.weights == "none":
+        return None
+    if not alike and weights_contrast(settings.weights) != "any":
+        details["network_skipped"] = "the images differ in contrast"
         return None
     from ..scan import use_backend
 
@@ -345,6 +362,8 @@ def _network(pair: Pair, spacing: float, settings: Settings, device: str, detail
     level = pair.at(found.displacement.shape[1:])  # type: ignore[arg-type]
     better, before, after = helps(level.fixed, level.moving, found.displacement)
     details.update(network_similarity=[before, after], network_used=better)
+    if not better:
+        details["network_skipped"] = "its displacement made the images less alike"
     return found if better else None
 
 

@@ -38,18 +38,18 @@ class Settings:
     metric: str = _setting("auto", "Similarity in refinement: auto (by contrast), lncc or mind.")
     window: int = _setting(5, "Side of the LNCC window, voxels (odd).", 3, 21)
     spacing: float = _setting(
-        0.0, "Working grid in mm; 0 chooses the fixed image's own, at least 1 mm for brain-sized images.", 0, 20
+        0.0, "Voxel size of the working grid, mm; 0 takes the fixed image's, coarser for very large ones.", 0, 20
     )
     iterations: tuple[int, ...] = _setting(
-        (100, 60, 12), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
+        (20, 20, 12), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
     )
-    step: float = _setting(0.5, "Largest refinement step, voxels of the level.", 0.01, 2.0)
-    smooth_update: float = _setting(1.73, "Gaussian smoothing of each refinement update, voxels (sigma).", 0, 10)
-    smooth_total: float = _setting(0.7, "Gaussian smoothing of the whole displacement, voxels (sigma).", 0, 10)
+    step: float = _setting(0.7, "Largest refinement step, voxels of the level.", 0.01, 2.0)
+    smooth_update: float = _setting(1.4, "Gaussian smoothing of each refinement update, voxels (sigma).", 0, 10)
+    smooth_total: float = _setting(0.8, "Gaussian smoothing of the whole displacement, voxels (sigma).", 0, 10)
     guide: bool = _setting(False, "Let the given label maps pull too (soft Dice).")
     guide_weight: float = _setting(1.0, "Weight of label guidance against image similarity.", 0, 100)
     repair: bool = _setting(True, "Remove every remaining fold locally at the end.")
-    samples: int = _setting(0, "Posterior samples for the uncertainty map; 0 skips it.", 0, 64)
+    samples: int = _setting(0, "Posterior samples (2 or more) for the uncertainty map; 0 skips it.", 0, 64)
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     scan: str = _setting("auto", "Scan backend: auto, numba, torch or mamba_ssm.")
     threads: int = _setting(0, "CPU threads; 0 uses all.", 0, 1024)
@@ -103,6 +103,8 @@ def _check(name: str, value: Any, hint: Any, metadata: Any) -> None:
         raise InputError(f"Setting {name} must be one of {', '.join(CHOICES[name])}, not {value!r}.")
     if name == "window" and value % 2 == 0:
         raise InputError(f"Setting window must be odd, not {value}.")
+    if name == "samples" and value == 1:
+        raise InputError("Setting samples must be 0 or at least 2: one sample has no spread.")
     low, high = metadata.get("low"), metadata.get("high")
     if (low is not None and value < low) or (high is not None and value > high):
         raise InputError(f"Setting {name} must lie between {low} and {high}, not {value}.")

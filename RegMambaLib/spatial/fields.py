@@ -27,7 +27,7 @@ def warp(volume: np.ndarray, displacement: np.ndarray, *, nearest: bool = False)
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """The displacement of (id + outer) o (id + inner): `inner` moves first. Both (3, k, j, i) on one grid."""
     out = np.empty(outer.shape, np.float32)
-    kernels.compose(_contiguous(outer), _contiguous(inner), np.float32(1), out)
+    kernels.compose(_contiguous(outer), _contiguous(inner), np.float32(1), whole(outer.shape[1:]), out)
     return out
 
 
@@ -62,7 +62,7 @@ def smooth(fields: np.ndarray, sigma: float, *, truncate: float = 2.0) -> np.nda
     if sigma <= 0:
         return stack.reshape(fields.shape).copy()
     out = np.empty_like(stack)
-    kernels.smooth(stack, gaussian_taps(sigma, truncate), numba.get_num_threads(), out)
+    kernels.smooth(stack, gaussian_taps(sigma, truncate), numba.get_num_threads(), whole(stack.shape[1:]), out)
     return out.reshape(fields.shape)
 
 
@@ -81,6 +81,38 @@ def resize_displacement(displacement: np.ndarray, shape: tuple[int, int, int]) -
             for channel, new, old in zip(displacement, shape, displacement.shape[1:], strict=True)
         ]
     )
+
+
+def whole(shape: tuple[int, ...]) -> np.ndarray:
+    """Spans that cover every row of a (k, j, i) volume."""
+    spans = np.zeros((*shape[:2], 2), np.int32)
+    spans[..., 1] = shape[2]
+    return spans
+
+
+def spans_of(mask: np.ndarray, margin: int) -> np.ndarray:
+    """For every row of a (k, j, i) mask the span from its first to its last voxel, grown by `margin` voxels.
+
+    Returns:
+        (k, j, 2) int32: first voxel and one past the last; rows farther than `margin` from the mask are empty.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    width = mask.shape[2]
+    hit = mask.any(axis=2)
+    low = np.where(hit, mask.argmax(axis=2), width)
+    high = np.where(hit, width - mask[:, :, ::-1].argmax(axis=2), 0)
+    size = 2 * margin + 1
+    low, high = minimum_filter(low, size, mode="nearest"), maximum_filter(high, size, mode="nearest")
+    empty = low >= high
+    low, high = np.where(empty, 0, np.maximum(low - margin, 0)), np.where(empty, 0, np.minimum(high + margin, width))
+    return np.stack([low, high], axis=-1).astype(np.int32)
+
+
+def within(spans: np.ndarray, width: int) -> np.ndarray:
+    """The (k, j, i) boolean mask of spans over rows of `width` voxels."""
+    x = np.arange(width)
+    return (x >= spans[..., :1]) & (x < spans[..., 1:])
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:

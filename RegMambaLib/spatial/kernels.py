@@ -1,7 +1,8 @@
 """Numba kernels on voxel displacements (3, k, j, i) and volumes (k, j, i), float32, parallel over planes.
 
-Positions outside a volume are clamped to its border. NaN and infinity keep their meaning: the fast-math flags
-allow reordering and fused multiply-add only.
+Positions outside a volume are clamped to its border. Some kernels work within *spans* only: int32 (k, j, 2), the
+first and one past the last voxel of every row that matters (see `fields.spans_of`). NaN and infinity keep their
+meaning: the fast-math flags allow reordering and fused multiply-add only.
 """
 
 from __future__ import annotations
@@ -64,12 +65,12 @@ def warp_nearest(volume, u, out):
 
 
 @njit(**OPTIONS)
-def compose(u, v, scale, out):
-    """out = s v + u o (id + s v): first move by the scaled v, then by u."""
+def compose(u, v, scale, spans, out):
+    """out = s v + u o (id + s v) within the spans: first move by the scaled v, then by u."""
     Z, Y, X = u.shape[1:]
     for z in prange(Z):
         for y in range(Y):
-            for x in range(X):
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
                 vz, vy, vx = scale * v[0, z, y, x], scale * v[1, z, y, x], scale * v[2, z, y, x]
                 z0, z1, fz = split(np.float32(z) + vz, Z)
                 y0, y1, fy = split(np.float32(y) + vy, Y)
@@ -103,34 +104,55 @@ def resample_volume(volume, out):
 
 
 @njit(**HELPER)
-def _smooth_plane(source, z, kernel, row, out):
-    """Gaussian of one plane along y and x into `out`; borders repeat. `row` is X + 2r of scratch."""
+def _reach(spans, z, y, r):
+    """The smallest span of row y that holds those of the planes z - r .. z + r; empty when all are."""
+    low, high = spans.dtype.type(2**31 - 1), spans.dtype.type(0)
+    for near in range(max(z - r, 0), min(z + r, spans.shape[0] - 1) + 1):
+        if spans[near, y, 0] < spans[near, y, 1]:
+            low, high = min(low, spans[near, y, 0]), max(high, spans[near, y, 1])
+    return (low, high) if low < high else (high, high)
+
+
+@njit(**HELPER)
+def _smooth_plane(source, z, kernel, spans, row, out):
+    """Gaussian of one plane along y and x into `out`, where planes up to r away need it; borders repeat.
+
+    `row` is X + 2r of scratch.
+    """
     Y, X = source.shape[1], source.shape[2]
     r = kernel.size // 2
     for y in range(Y):
-        for x in range(X):
+        low, high = _reach(spans, z, y, r)
+        if low == high:
+            continue
+        first, last = max(low - r, 0), min(high + r, X)
+        for x in range(first, last):
             row[r + x] = kernel[r] * source[z, y, x]
         for t in range(1, r + 1):
             up, down, w = max(y - t, 0), min(y + t, Y - 1), kernel[r + t]
-            for x in range(X):
+            for x in range(first, last):
                 row[r + x] += w * (source[z, up, x] + source[z, down, x])
-        for x in range(r):
-            row[x] = row[r]
-            row[r + X + x] = row[r + X - 1]
-        for x in range(X):
+        if first == 0:
+            for x in range(r):
+                row[x] = row[r]
+        if last == X:
+            for x in range(r):
+                row[r + X + x] = row[r + X - 1]
+        for x in range(low, high):
             out[y, x] = kernel[r] * row[r + x]
         for t in range(1, r + 1):
             w = kernel[r + t]
-            for x in range(X):
+            for x in range(low, high):
                 out[y, x] += w * (row[r + x - t] + row[r + x + t])
 
 
 @njit(**OPTIONS)
-def smooth(fields, kernel, slabs, out):
-    """Separable Gaussian of every channel of (c, k, j, i); borders repeat; `out` is not `fields`.
+def smooth(fields, kernel, slabs, spans, out):
+    """Separable Gaussian of every channel of (c, k, j, i) within the spans; borders of the volume repeat.
 
     Each thread walks a slab of planes and keeps the 2r + 1 planes it needs, smoothed in-plane, in a ring: every
-    value is read from and written to main memory once. Every channel is cut into `slabs` of them.
+    value is read from and written to main memory once. Every channel is cut into `slabs` of them. `out` is not
+    `fields`, and stays as it is outside the spans.
     """
     C, Z, Y, X = fields.shape
     r = kernel.size // 2
@@ -144,15 +166,15 @@ def smooth(fields, kernel, slabs, out):
         for z in range(start, stop):
             while ready < min(z + r, Z - 1):
                 ready += 1
-                _smooth_plane(fields[c], ready, kernel, row, ring[ready % depth])
+                _smooth_plane(fields[c], ready, kernel, spans, row, ring[ready % depth])
             middle = ring[z % depth]
             for y in range(Y):
-                for x in range(X):
+                low, high = spans[z, y, 0], spans[z, y, 1]
+                for x in range(low, high):
                     out[c, z, y, x] = kernel[r] * middle[y, x]
-            for t in range(1, r + 1):
-                up, down, w = ring[max(z - t, 0) % depth], ring[min(z + t, Z - 1) % depth], kernel[r + t]
-                for y in range(Y):
-                    for x in range(X):
+                for t in range(1, r + 1):
+                    up, down, w = ring[max(z - t, 0) % depth], ring[min(z + t, Z - 1) % depth], kernel[r + t]
+                    for x in range(low, high):
                         out[c, z, y, x] += w * (up[y, x] + down[y, x])
 
 

@@ -18,7 +18,7 @@ MARGIN = 2
 """Voxels that a flattened displacement reaches past the volumes."""
 REACH = 60.0
 """How far (mm) past the fixed volume it follows the moving volume."""
-MOST_VOXELS = 48_000_000
+MOST_VOXELS = 32_000_000
 
 
 def write(

@@ -1,0 +1,1 @@
+"""What is behind the RegMamba module: MRML nodes to files and back, the worker process, the panel."""

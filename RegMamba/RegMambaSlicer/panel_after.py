@@ -1,0 +1,152 @@
+"""The sections "Afterwards" and "Batch" of the panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+
+FILES = "Transforms (*.h5 *.tfm *.nrrd *.mha *.nii.gz)"
+
+
+class AfterSection:
+    """The result on other nodes, its inverse, and files of it."""
+
+    def __init__(self, ui: Any, panel: Any) -> None:
+        self.ui, self.panel = ui, panel
+        ui.after_nodes.connect("checkedNodesChanged()", self.refresh)
+        ui.apply_button.connect("clicked()", lambda: self._carry_over(harden=False))
+        ui.harden_button.connect("clicked()", lambda: self._carry_over(harden=True))
+        ui.invert_button.connect("clicked()", self._invert)
+        ui.save_button.connect("clicked()", self._save)
+
+    def refresh(self) -> None:
+        """Enable what there is a transform for."""
+        p = self.panel.parameters
+        there = p is not None and p.transform is not None and not self.panel.busy
+        some = there and len(self.ui.after_nodes.checkedNodes()) > 0
+        self.ui.apply_button.setEnabled(some)
+        self.ui.harden_button.setEnabled(some)
+        self.ui.invert_button.setEnabled(there and p.moving is not None)
+        self.ui.save_button.setEnabled(there)
+
+    def _carry_over(self, harden: bool) -> None:
+        from .apply import apply_transform
+
+        nodes = list(self.ui.after_nodes.checkedNodes())
+        names = ", ".join(node.GetName() for node in nodes)
+        self._try(
+            lambda: apply_transform(self.panel.parameters.transform, nodes, harden=harden),
+            f"{'Hardened' if harden else 'Applied to'} {names}.",
+        )
+
+    def _invert(self) -> None:
+        from .apply import inverted
+
+        p = self.panel.parameters
+        self._try(
+            lambda: inverted(p.transform, p.moving),
+            f"Made {p.transform.GetName()} inverse, which takes nodes of the fixed volume to the moving one.",
+        )
+
+    def _save(self) -> None:
+        from .apply import save_transform
+
+        transform = self.panel.parameters.transform
+        file = qt.QFileDialog.getSaveFileName(None, "Save the transform", f"{transform.GetName()}.h5", FILES)
+        if file:
+            self._try(lambda: save_transform(transform, file), f"Saved {transform.GetName()}.")
+
+    def _try(self, action: Callable[[], Any], done: str) -> None:
+        from RegMambaLib.errors import RegMambaError
+
+        try:
+            action()
+        except (RegMambaError, OSError) as error:
+            self.panel.say_problem(str(error))
+        else:
+            self.panel.say(done)
+
+
+class BatchSection:
+    """The chosen moving volumes one after the other, into one table."""
+
+    def __init__(self, ui: Any, panel: Any) -> None:
+        self.ui, self.panel = ui, panel
+        self._waiting: list[Any] = []
+        self._total = 0
+        self._done: list[dict[str, Any]] = []
+        self._table: Any = None
+        ui.batch_volumes.connect("checkedNodesChanged()", self.panel_changed)
+        ui.batch_button.connect("clicked()", self.start)
+
+    @property
+    def going(self) -> bool:
+        """Whether a batch runs."""
+        return self._total > 0
+
+    def panel_changed(self) -> None:
+        """Other volumes were chosen."""
+        if self.panel.parameters is not None:
+            self.refresh(None)
+
+    def refresh(self, problem: str | None) -> None:
+        """Enable the button, or say why not."""
+        volumes = self.ui.batch_volumes.checkedNodes()
+        p = self.panel.parameters
+        reason = "Choose the moving volumes of the batch." if not volumes else None
+        reason = reason or ("Choose the fixed volume." if p.fixed is None else None)
+        self.ui.batch_button.setEnabled(reason is None and not self.panel.busy)
+        self.ui.batch_button.setToolTip(reason or "Register the chosen volumes one after the other.")
+
+    def prefix(self) -> str:
+        """Where the batch is, before the progress of its present run."""
+        return f"Volume {len(self._done) + 1} of {self._total}. " if self.going else ""
+
+    def start(self) -> None:
+        """Begin with the first volume."""
+        p = self.panel.parameters
+        volumes = [node for node in self.ui.batch_volumes.checkedNodes() if node.GetID() != p.fixed.GetID()]
+        if not volumes:
+            self.panel.say_problem("The fixed volume cannot be registered to itself; choose other volumes.")
+            return
+        p.moving = p.moving or volumes[0]
+        if p.moving.GetID() == p.fixed.GetID():
+            p.moving = volumes[0]
+        if not self.panel.ready():
+            return
+        self._waiting, self._total, self._done, self._table = volumes, len(volumes), [], None
+        self._next()
+
+    def stop(self) -> None:
+        """No further volume."""
+        self._waiting, self._total = [], 0
+
+    def _next(self) -> None:
+        from .logic import NEW, JobOutputs
+
+        moving = self._waiting.pop(0)
+        p = self.panel.parameters
+        own = p.moving_labels is not None and moving.GetID() == p.moving.GetID()
+        outputs = JobOutputs(
+            transform=NEW,
+            volume=NEW if p.want_volume else None,
+            labels=NEW if own and p.want_labels else None,
+            jacobian=NEW if p.want_jacobian else None,
+            table=self._table or NEW,
+            mode=self.panel.mode(),
+            append=self._table is not None,
+        )
+        self.panel.start(moving, outputs, self._one_done)
+
+    def _one_done(self, report: dict[str, Any]) -> None:
+        self._done.append(report)
+        self._table = self.panel.logic.job.nodes["table"]
+        if self._waiting:
+            self._next()
+            return
+        count = self._total
+        self.stop()
+        self.panel.nodes = {"table": self._table}
+        self.panel.settle(f"Done: {count} volumes registered; their numbers are in the table.")

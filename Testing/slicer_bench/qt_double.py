@@ -1,0 +1,49 @@
+"""Double of PythonQt's `qt`: PySide6's classes, with signals that connect by signature as PythonQt's do."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from PySide6 import QtCore, QtGui, QtWidgets
+
+WIDGETS = (
+    "QCheckBox QComboBox QDoubleSpinBox QFrame QLabel QLineEdit QProgressBar QPushButton QSpinBox QToolButton QWidget"
+).split()
+LAYOUTS = "QFormLayout QGridLayout QHBoxLayout QVBoxLayout".split()
+
+
+def by_signature(self: Any, signature: str, slot: Any) -> None:
+    """`connect("name(types)", slot)`: the slot gets as many arguments as the signature names.
+
+    PySide finds it only in a class's own body, not in a base.
+    """
+    name, _, arguments = signature.rstrip(")").partition("(")
+    count = len([a for a in arguments.split(",") if a])
+    getattr(self, name).connect(lambda *values: slot(*values[:count]))
+
+
+class FileDialog:
+    """Answers what a test put into `answer`; PythonQt gives the path alone."""
+
+    answer = ""
+
+    @classmethod
+    def getOpenFileName(cls, *_: Any) -> str:
+        return cls.answer
+
+    getSaveFileName = getOpenFileName
+
+
+def make_qt() -> types.ModuleType:
+    """The module `qt`."""
+    module = types.ModuleType("qt")
+    for name in WIDGETS:
+        setattr(module, name, type(name, (getattr(QtWidgets, name),), {"connect": by_signature}))
+    for name in LAYOUTS:
+        setattr(module, name, getattr(QtWidgets, name))
+    module.QTimer = type("QTimer", (QtCore.QTimer,), {"connect": by_signature})  # type: ignore[attr-defined]
+    module.QFileDialog = FileDialog  # type: ignore[attr-defined]
+    module.Qt = QtCore.Qt  # type: ignore[attr-defined]
+    module.QIcon = QtGui.QIcon  # type: ignore[attr-defined]
+    return module
