@@ -70,19 +70,19 @@ def from_segmentation(node: Any, grid: Grid, numbering: dict[str, int] | None = 
     overlap = False
     arrays: dict[int, np.ndarray] = {}
     layers: dict[int, np.ndarray] = {}
-    for label in labels:
-        segment = segmentation.GetSegment(label.segment_id)
+    for n, label in enumerate(labels):
+        segment = segmentation.GetNthSegment(n)
         data = segment.GetRepresentation(
             slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
         )
         if data is None or 0 in data.GetDimensions():
             continue
-        layer = segmentation.GetLayerIndex(label.segment_id)
+        layer = segmentation.GetLayerIndex(segmentation.GetNthSegmentID(n))
         if layer not in arrays:
             arrays[layer] = sitk.GetArrayFromImage(grid.resample(_oriented(data), world_to_own, labels=True))
             layers[layer] = np.zeros(grid.shape, bool)
         here = arrays[layer] == segment.GetLabelValue()
-        overlap = overlap or any(bool((here & filled).any()) for n, filled in layers.items() if n != layer)
+        overlap = overlap or any(bool((here & filled).any()) for other, filled in layers.items() if other != layer)
         merged[here] = label.value
         layers[layer] |= here
     return LabelImage(grid.image(merged), labels, overlap)
@@ -92,13 +92,13 @@ def number(segmentation: Any, ids: list[str], numbering: dict[str, int]) -> list
     """Values for segments: of `numbering` by name, else the segment's own if free, else the next free one."""
     taken = set(numbering.values())
     labels = []
-    for name in ids:
-        segment = segmentation.GetSegment(name)
+    for n, name in enumerate(ids):
+        segment = segmentation.GetNthSegment(n)
         value = numbering.get(segment.GetName())
         if value is None or any(label.value == value for label in labels):
             value = int(segment.GetLabelValue())
             if value in taken or value < 1:
-                value = next(n for n in range(1, len(ids) + len(taken) + 2) if n not in taken)
+                value = next(free for free in range(1, len(ids) + len(taken) + 2) if free not in taken)
         taken.add(value)
         labels.append(Label(value, segment.GetName(), tuple(segment.GetColor()), name))
     return labels

@@ -19,7 +19,7 @@ from .grid import fade, working_grid
 from .network import Prediction, helps, load_weights, predict, weights_contrast
 from .preprocess import Prepared, prepare
 from .refine import Pair, refine, shrink
-from .repair import remove_folds
+from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
 
@@ -96,18 +96,17 @@ def register(
         u = refine(pair, settings, start=start, metric=metric, device=device, progress=run.report)
 
     with run.stage("repair"):
-        u *= fade(u.shape[1:])
-        if settings.repair:
-            u, folded, left = remove_folds(u)
-            run.details.update(repaired_voxels=folded, folded_voxels=left)
-        run.report(0.4)
-        inverse, error = fields.invert(u)
-        run.details["inverse_error_mm"] = float(error.max()) * grid.spacing[0]
+        result = repair_and_invert(u * fade(u.shape[1:]), grid.spacing[0], repair=settings.repair)
+        run.details.update(
+            repaired_voxels=result.repaired,
+            folded_voxels=result.folded,
+            inverse_error_mm=result.error * grid.spacing[0],
+        )
 
     return Registration(
         grid=grid,
-        displacement=u,
-        inverse_displacement=inverse,
+        displacement=result.displacement,
+        inverse_displacement=result.inverse,
         affine=affine,
         fixed_grid=Grid.of(fixed),
         moving_grid=Grid.of(moving),

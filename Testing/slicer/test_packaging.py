@@ -177,7 +177,9 @@ def test_an_extension_build_puts_every_file_where_slicer_finds_it(tmp_path):
     there = build / "lib" / "qt-scripted-modules"
     assert {p.name for p in there.glob("*.py")} == {"RegMamba.py"}
     code = "import RegMambaLib, RegMambaLib.registration.settings, RegMambaLib.worker; print(RegMambaLib.__file__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=there, capture_output=True, text=True, env={"PYTHONPATH": str(there)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=there, capture_output=True, text=True, env={"PYTHONPATH": str(there)}
+    )
     assert str(there) in done.stdout, done.stderr
 
 

@@ -23,6 +23,7 @@ from slicer_bench.fixtures import (  # noqa: F401
     node,
     opened,
     pair,
+    write,
 )
 
 from RegMambaLib.registration.settings import CHOICES, Settings
@@ -107,8 +108,8 @@ def test_every_setting_of_the_library_has_its_widget_help_range_and_default(open
         ("samples", lambda w: w.setValue(4), 4),
         ("repair", lambda w: w.setChecked(False), False),
         ("device", lambda w: w.setEditText("cuda:2"), "cuda:2"),
-        ("iterations", lambda w: (w.setText("30, 20"), w.editingFinished.emit()), (30, 20)),
-        ("iterations", lambda w: (w.setText(""), w.editingFinished.emit()), ()),
+        ("iterations", lambda w: write(w, "30, 20"), (30, 20)),
+        ("iterations", lambda w: write(w, ""), ()),
     ],
     ids=lambda v: str(v) if not callable(v) else "",
 )
@@ -120,8 +121,8 @@ def test_a_changed_setting_is_kept_in_the_parameter_node(opened, name, change, v
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("iterations", lambda w: (w.setText("many"), w.editingFinished.emit())),
-        ("iterations", lambda w: (w.setText("10, -3"), w.editingFinished.emit())),
+        ("iterations", lambda w: write(w, "many")),
+        ("iterations", lambda w: write(w, "10, -3")),
         ("window", lambda w: w.setValue(6)),
     ],
 )
@@ -189,8 +190,6 @@ def test_inputs_and_settings_are_saved_with_the_scene_and_come_back(pair, bench,
     kept = settings_of(pair)
     file = tmp_path / "scene.mrml"
     bench.scene.SetURL(str(file))
-    for index in range(bench.scene.GetNumberOfNodesByClass("vtkMRMLStorableNode")):
-        bench.scene.GetNthNodeByClass(index, "vtkMRMLStorableNode").SetSaveWithScene(True)
     assert bench.scene.Commit()
     bench.scene.Clear(0)
     assert pair.panel.parameters.fixed is None

@@ -96,6 +96,14 @@ def choose(selector: Any, text: str) -> None:
     selector.setCurrentIndex(index)
 
 
+def write(line: Any, text: str) -> None:
+    """Type a text into a line and press Return."""
+    line.selectAll()
+    QTest.keyClick(line, Qt.Key.Key_Delete)
+    QTest.keyClicks(line, text)
+    QTest.keyClick(line, Qt.Key.Key_Return)
+
+
 def node(name: str) -> Any:
     """A node of the scene by its name, or None."""
     return slicer.mrmlScene.GetFirstNodeByName(name)

@@ -23,6 +23,23 @@ def by_signature(self: Any, signature: str, slot: Any) -> None:
     getattr(self, name).connect(lambda *values: slot(*values[:count]))
 
 
+class Notifier:
+    """A signal of a double's own. PySide 6.12's `Signal.emit` takes a reference to True away at every call."""
+
+    def __init__(self) -> None:
+        self._slots: list[Any] = []
+
+    def connect(self, slot: Any) -> None:
+        self._slots.append(slot)
+
+    def disconnect(self, slot: Any) -> None:
+        self._slots.remove(slot)
+
+    def emit(self, *values: Any) -> None:
+        for slot in tuple(self._slots):
+            slot(*values)
+
+
 class FileDialog:
     """Answers what a test put into `answer`; PythonQt gives the path alone."""
 

@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import slicer
-from PySide6.QtCore import Property, QBuffer, QByteArray, QIODevice, QRect, Qt, Signal
+from PySide6.QtCore import Property, QBuffer, QByteArray, QIODevice, QRect, Qt
 from PySide6.QtGui import QPainter, QPalette
 from PySide6.QtUiTools import QUiLoader
 from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QHBoxLayout, QLineEdit, QSlider, QWidget
 
-from .qt_double import by_signature
+from .qt_double import Notifier, by_signature
 
 HEADER = 24
 NO_MAXIMUM = 16777215
@@ -21,10 +21,10 @@ class ctkCollapsibleButton(QWidget):
     """A header that hides what is below it."""
 
     connect = by_signature
-    contentsCollapsed = Signal(bool)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.contentsCollapsed = Notifier()
         self._text, self._collapsed = "", False
         self._hidden: list[QWidget] = []
 
@@ -70,10 +70,10 @@ class ctkSliderWidget(QWidget):
     """A slider and a box with its value."""
 
     connect = by_signature
-    valueChanged = Signal(float)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.valueChanged = Notifier()
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self.slider, self.box = QSlider(Qt.Orientation.Horizontal), QDoubleSpinBox()
@@ -108,10 +108,10 @@ class ctkPathLineEdit(QLineEdit):
     """A line for a path."""
 
     connect = by_signature
-    currentPathChanged = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.currentPathChanged = Notifier()
         self.textChanged.connect(self.currentPathChanged.emit)
 
     def setCurrentPath(self, path: str) -> None:
@@ -124,10 +124,10 @@ class qMRMLNodeComboBox(QComboBox):
     """The nodes of the classes in the property nodeTypes, and perhaps none."""
 
     connect = by_signature
-    currentNodeChanged = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.currentNodeChanged = Notifier()
         self.scene: Any = None
         self._ids: list[str | None] = []
         self._filling = False
@@ -188,7 +188,10 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
     """The same with a tick before each node."""
 
     connect = by_signature
-    checkedNodesChanged = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.checkedNodesChanged = Notifier()
 
     def checkedNodes(self) -> list[Any]:
         ticked = [n for n in range(self.count()) if self._ticked(n)]
@@ -223,6 +226,7 @@ class qMRMLWidget(QWidget):
     """Hands its scene to the widgets that the .ui connects to it."""
 
     connect = by_signature
+
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.followers: list[QWidget] = []
