@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import slicer
 
@@ -83,7 +86,7 @@ def _install(wanted: list[str]) -> None:
         if importlib.util.find_spec("slicer.packaging") is not None:
             packaging = importlib.import_module("slicer.packaging")
             if hasattr(packaging, "pip_ensure"):
-                packaging.pip_ensure(packaging.load_requirements(str(REQUIREMENTS)), requester="RegMamba")
+                _ensure_by_packaging(packaging)
                 return
         text = f"RegMamba needs {', '.join(wanted)}. Install them into Slicer's Python now?"
         if not slicer.util.confirmOkCancelDisplay(text, windowTitle="RegMamba"):
@@ -95,6 +98,17 @@ def _install(wanted: list[str]) -> None:
         raise DependencyError(
             f"{', '.join(wanted)} could not be installed ({error}); check the network connection and try again."
         ) from error
+
+
+def _ensure_by_packaging(packaging: Any) -> None:
+    """Slicer 5.11 and later ask, show progress and offer a restart by themselves."""
+    wanted = packaging.load_requirements(str(REQUIREMENTS))
+    with tempfile.TemporaryDirectory() as folder:
+        more = {}
+        if "constraints" in inspect.signature(packaging.pip_ensure).parameters:
+            more["constraints"] = str(Path(folder) / "constraints.txt")
+            Path(more["constraints"]).write_text("\n".join(_held()) + "\n", encoding="utf-8")
+        packaging.pip_ensure(wanted, requester="RegMamba", **more)
 
 
 def _held() -> list[str]:

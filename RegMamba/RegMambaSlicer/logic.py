@@ -115,7 +115,7 @@ class RegistrationJob:
         self.report, self.error, self.nodes = None, None, {}
         self._notes, self._labels = [], []
         try:
-            check(inputs)
+            check(inputs, self._outputs)
             self._folder = make_temporary()
             request = self._export(self._folder)
             request |= {"command": "register", "settings": dict(settings), "mode": self._outputs.mode}
@@ -264,7 +264,8 @@ class RegistrationJob:
         fixed, moving = inputs.fixed.GetName(), inputs.moving.GetName()
 
         def node(name: str, class_name: str, default: str) -> Any:
-            nodes[name] = output_node(self.scene, getattr(wanted, name), class_name, default)
+            given = getattr(wanted, name)
+            nodes[name] = output_node(self.scene, NEW if given is None else given, class_name, default)
             return nodes[name]
 
         if "displacement" in images:
@@ -290,8 +291,6 @@ class RegistrationJob:
             target = node("labels", kind, f"{source.GetName()} registered")
             set_labels(target, images["labels"], self._labels, source, reference)
         if wanted.table is not None or (wanted.chart is not None and "after" in report):
-            if wanted.table is None:
-                wanted.table = NEW
             table = node("table", "vtkMRMLTableNode", f"{moving} to {fixed} numbers")
             fill_table(table, report, self._labels, moving, append=wanted.append)
             if wanted.chart is not None and "after" in report:
@@ -299,13 +298,18 @@ class RegistrationJob:
         return nodes
 
 
-def check(inputs: JobInputs) -> None:
-    """Raise `InputError` for nodes that cannot be registered with each other; also what a button says when disabled."""
+def check(inputs: JobInputs, outputs: JobOutputs | None = None) -> None:
+    """Raise `InputError` for nodes that cannot be registered with each other, or outputs that are inputs."""
     if inputs.fixed is None or inputs.moving is None:
         missing = "fixed" if inputs.fixed is None else "moving"
         raise InputError(f"There is no {missing} volume; choose one.")
     if inputs.fixed is inputs.moving:
         raise InputError("The fixed and the moving volume are the same; choose two.")
+    given = [getattr(inputs, f.name) for f in fields(inputs)]
+    for name in (f.name for f in fields(JobOutputs)):
+        node = getattr(outputs, name, None)
+        if hasattr(node, "GetID") and any(node is one for one in given):
+            raise InputError(f"{node.GetName()} is an input and would be overwritten; choose another output.")
 
 
 def _is_segmentation(node: Any) -> bool:

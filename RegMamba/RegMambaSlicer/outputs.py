@@ -85,13 +85,13 @@ def fill_table(node: Any, report: dict[str, Any], labels: list[Label], moving: s
             column.SetName(name)
             table.AddColumn(column)
     names = {str(label.value): label.name for label in labels}
-    before, after = report.get("before"), report.get("after")
-    for label in (after or {}).get("per_label", {}):
-        pair = (before or {}).get("per_label", {}).get(label, {}), after["per_label"][label]
-        _add_row(table, [moving, label, names.get(label, label), *_pairs(*pair), None, None])
+    before, after = report.get("before") or {}, report.get("after") or {}
+    for label, values in after.get("per_label", {}).items():
+        earlier = before.get("per_label", {}).get(label, {})
+        _add_row(table, [moving, label, names.get(label, label), *_pairs(earlier, values), None, None])
     whole = "mean" if after else "whole"
     seconds = report.get("seconds", {}).get("total")
-    _add_row(table, [moving, whole, whole, *_pairs(before or {}, after or {}), report.get("folding_percent"), seconds])
+    _add_row(table, [moving, whole, whole, *_pairs(before, after), report.get("folding_percent"), seconds])
     node.SetUseColumnNameAsColumnHeader(True)
     node.SetUseFirstColumnAsRowHeader(False)
     table.Modified()

@@ -19,6 +19,8 @@ from .geometry import to_world
 from .space import flip_axes, flip_matrix, from_vtk, to_vtk
 
 Color = tuple[float, float, float]
+BINARY = "Binary labelmap"
+"""As Slicer names the label maps within a segmentation."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +65,38 @@ def from_segmentation(node: Any, grid: Grid, numbering: dict[str, int] | None = 
     ids = [names.GetValue(n) for n in range(names.GetNumberOfValues())]
     if not ids:
         raise InputError(f"The segmentation {node.GetName()} has no segments; choose another, or none.")
-    world_to_own = affine_transform(flip_matrix(np.linalg.inv(to_world(node))))
-    segmentation = _with_label_maps(segmentation, grid)
+    own_to_world = to_world(node)
     labels = number(segmentation, ids, numbering or {})
     merged = np.zeros(grid.shape, np.uint16)
     overlap = False
-    arrays: dict[int, np.ndarray] = {}
+    maps: dict[int, np.ndarray] = {}
     layers: dict[int, np.ndarray] = {}
-    for n, label in enumerate(labels):
-        segment = segmentation.GetNthSegment(n)
-        data = segment.GetRepresentation(
-            slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-        )
-        if data is None or 0 in data.GetDimensions():
+    for label in labels:
+        segment = segmentation.GetSegment(label.segment_id)
+        data = segment.GetRepresentation(BINARY)
+        if data is None:
+            layer = -1 - len(layers)
+            here = _rasterized(segment, grid, own_to_world, node.GetName())
+        elif 0 in data.GetDimensions():
             continue
-        layer = segmentation.GetLayerIndex(segmentation.GetNthSegmentID(n))
-        if layer not in arrays:
-            arrays[layer] = sitk.GetArrayFromImage(grid.resample(_oriented(data), world_to_own, labels=True))
-            layers[layer] = np.zeros(grid.shape, bool)
-        here = arrays[layer] == segment.GetLabelValue()
+        else:
+            layer = segmentation.GetLayerIndex(label.segment_id)
+            if layer not in maps:
+                world_to_own = affine_transform(flip_matrix(np.linalg.inv(own_to_world)))
+                maps[layer] = sitk.GetArrayFromImage(grid.resample(_oriented(data), world_to_own, labels=True))
+            here = maps[layer] == segment.GetLabelValue()
         overlap = overlap or any(bool((here & filled).any()) for other, filled in layers.items() if other != layer)
         merged[here] = label.value
-        layers[layer] |= here
+        layers[layer] = here | layers[layer] if layer in layers else here
     return LabelImage(grid.image(merged), labels, overlap)
 
 
 def number(segmentation: Any, ids: list[str], numbering: dict[str, int]) -> list[Label]:
     """Values for segments: of `numbering` by name, else the segment's own if free, else the next free one."""
     taken = set(numbering.values())
-    labels = []
-    for n, name in enumerate(ids):
-        segment = segmentation.GetNthSegment(n)
+    labels: list[Label] = []
+    for name in ids:
+        segment = segmentation.GetSegment(name)
         value = numbering.get(segment.GetName())
         if value is None or any(label.value == value for label in labels):
             value = int(segment.GetLabelValue())
@@ -127,8 +130,7 @@ def fill_segmentation(node: Any, image: sitk.Image, labels: list[Label], referen
     """
     segmentation = node.GetSegmentation()
     segmentation.RemoveAllSegments()
-    binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    segmentation.SetSourceRepresentationName(binary)
+    segmentation.SetSourceRepresentationName(BINARY)
     if reference is not None:
         node.SetReferenceImageGeometryParameterFromVolumeNode(reference)
     data = oriented_image(image)
@@ -137,7 +139,7 @@ def fill_segmentation(node: Any, image: sitk.Image, labels: list[Label], referen
         segment.SetName(label.name)
         segment.SetColor(*label.color)
         segment.SetLabelValue(label.value)
-        segment.AddRepresentation(binary, data)
+        segment.AddRepresentation(BINARY, data)
         segmentation.AddSegment(segment, label.segment_id)
     node.CreateDefaultDisplayNodes()
 
@@ -155,26 +157,29 @@ def oriented_image(image: sitk.Image) -> Any:
     return data
 
 
-def _with_label_maps(segmentation: Any, grid: Grid) -> Any:
-    """The segmentation itself, or, if it has no label maps, a copy of it that has."""
-    binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    if segmentation.ContainsRepresentation(binary):
-        return segmentation
-    copy = slicer.vtkSegmentation()
-    copy.DeepCopy(segmentation)
-    finest = min(grid.spacing)
-    frame = grid.with_spacing((finest, finest, finest))
-    data = slicer.vtkOrientedImageData()
-    data.SetDimensions(frame.size)
-    data.SetGeometryFromImageToWorldMatrix(to_vtk(flip_axes(frame.index_to_world)))
-    geometry = slicer.vtkSegmentationConverter.SerializeImageGeometry(data)
-    copy.SetConversionParameter(
-        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName(),
-        geometry,
+def _rasterized(segment: Any, grid: Grid, own_to_world: np.ndarray, name: str) -> np.ndarray:
+    """The voxels of a grid within the closed surface of a segment."""
+    surface = segment.GetRepresentation(
+        slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
     )
-    if not copy.CreateRepresentation(binary):
-        raise InputError("The segmentation cannot be made into label maps; convert it in Segmentations first.")
-    return copy
+    if surface is None:
+        raise InputError(
+            f"The segmentation {name} holds neither label maps nor surfaces; create its "
+            "binary label map in Segmentations."
+        )
+    to_index = vtk.vtkTransform()
+    to_index.SetMatrix(to_vtk(np.linalg.inv(flip_axes(grid.index_to_world)) @ own_to_world))
+    moved = vtk.vtkTransformPolyDataFilter()
+    moved.SetInputData(surface)
+    moved.SetTransform(to_index)
+    stencil = vtk.vtkPolyDataToImageStencil()
+    stencil.SetInputConnection(moved.GetOutputPort())
+    stencil.SetOutputWholeExtent(*(v for n in grid.size for v in (0, n - 1)))
+    image = vtk.vtkImageStencilToImage()
+    image.SetInputConnection(stencil.GetOutputPort())
+    image.SetOutputScalarTypeToUnsignedChar()
+    image.Update()
+    return vtk_to_numpy(image.GetOutput().GetPointData().GetScalars()).reshape(grid.shape) == 1
 
 
 def _oriented(data: Any) -> sitk.Image:

@@ -111,13 +111,12 @@ def _jacobian_colors() -> Any:
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", JACOBIAN_COLORS)
     node.SetTypeToUser()
     node.SetNumberOfColors(256)
-    node.SetNamesFromColors()
     for index in range(256):
         amount = (index - 127.5) / 127.5
         fade_out = 1 - abs(amount)
         color = (1.0, fade_out, fade_out) if amount > 0 else (fade_out, fade_out, 1.0)
         node.SetColor(index, *((0.0, 0.0, 0.0) if index == 0 else color), 1.0)
-    node.SetRange(*JACOBIAN_RANGE)
+    node.SetNamesFromColors()
     return node
 
 

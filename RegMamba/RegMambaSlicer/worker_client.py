@@ -51,7 +51,7 @@ class WorkerClient:
         self._readers: list[threading.Thread] = []
         self._next = 1
         reference = weakref.ref(self)
-        atexit.register(lambda: (client := reference()) is not None and client.shutdown())
+        atexit.register(_shut_down, reference)
 
     @property
     def busy(self) -> bool:
@@ -88,7 +88,8 @@ class WorkerClient:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(self._env) if self._env is not None else worker_environment(),
-            cwd=tempfile.gettempdir(),
+            # Python puts this folder first on its path: not one that others can write to.
+            cwd=library_folder(),
             **options,
         )
         self._last.clear()
@@ -198,17 +199,22 @@ def find_python() -> str:
 
 
 def worker_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of the worker: it finds RegMambaLib, speaks UTF-8, and ignores the user's own packages."""
-    import RegMambaLib
-
+    """The environment of the worker: it finds RegMambaLib, and speaks UTF-8."""
     env = dict(os.environ if base is None else base)
     for name in ("PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONBREAKPOINT"):
         env.pop(name, None)
-    home = str(Path(RegMambaLib.__file__).resolve().parents[1])
+    home = library_folder()
     paths = [home, *(p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p and p != home)]
     env["PYTHONPATH"] = os.pathsep.join(paths)
-    env.update(PYTHONUTF8="1", PYTHONIOENCODING="utf-8", PYTHONUNBUFFERED="1", PYTHONNOUSERSITE="1")
+    env.update(PYTHONUTF8="1", PYTHONIOENCODING="utf-8", PYTHONUNBUFFERED="1")
     return env
+
+
+def library_folder() -> str:
+    """The folder that holds RegMambaLib."""
+    import RegMambaLib
+
+    return str(Path(RegMambaLib.__file__).resolve().parents[1])
 
 
 def explain_exit(code: int | None, lines: list[str]) -> tuple[str, str]:
@@ -264,6 +270,12 @@ def kill_tree(process: Any) -> None:
             process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)
+
+
+def _shut_down(reference: weakref.ref[WorkerClient]) -> None:
+    client = reference()
+    if client is not None:
+        client.shutdown()
 
 
 def _close(process: Any) -> None:

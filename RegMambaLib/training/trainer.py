@@ -68,14 +68,14 @@ class TrainingSettings:
 
     steps: int = 1000
     seed: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     last_rate: float = 0.02
     warm_up: int = 20
     clip: float = 1.0
     average: float = 0.98
     window: int = 5
     coarse_share: float = 0.3
-    smoothness: float = 2.0
+    smoothness: float = 1.0
     voting: float = 1e-3
     dice: float = 0.0
     labels_per_step: int = 8

@@ -55,7 +55,7 @@ class Tracker:
         total = self._share_of_all(stage, share)
         self._total = max(self._total, total)
         spent = now - self._began
-        eta = spent * (1 - self._total) / self._total if self._total > 0.05 else None
+        eta = spent * (1 - self._total) / self._total if self._total > 0.1 else None
         self.emit(stage=stage, share=share, total=round(self._total, 4), eta=None if eta is None else round(eta, 1))
 
     def finish(self, now: float | None = None) -> None:

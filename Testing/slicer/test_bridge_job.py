@@ -192,42 +192,33 @@ def matrix_of(array):
     return to_vtk(array)
 
 
-def test_cancel_leaves_no_process_no_temporary_file_and_no_node(scene):
-    own = WorkerClient(sys.executable)
-    job = RegistrationJob(own, scene)
-    before, count = leftovers(), scene.GetNumberOfNodes()
+def test_cancel_leaves_no_process_no_temporary_file_and_no_node(scene, client, job):
     inputs = pair(scene)
-    count = scene.GetNumberOfNodes()
+    before, count = leftovers(), scene.GetNumberOfNodes()
     stages = []
     job.start(inputs, SLOW, JobOutputs(**EVERYTHING), lambda stage, *_: stages.append(stage))
     until(job, lambda: "refine" in stages)
-    process = own._process
+    process = client._process
     assert leftovers() != before
     job.cancel()
-    assert process.poll() is not None and not job.running and own.pid is None
+    assert process.poll() is not None and not job.running and client.pid is None
     assert leftovers() == before and scene.GetNumberOfNodes() == count
     with pytest.raises(RegistrationError, match="cancelled"):
         job.wait()
-    job.start(inputs, QUICK, JobOutputs())
-    job.wait(120)
-    own.shutdown()
 
 
-def test_a_worker_that_is_killed_gives_its_message_and_the_scene_is_unharmed(scene):
-    own = WorkerClient(sys.executable)
-    job = RegistrationJob(own, scene)
+def test_a_worker_that_is_killed_gives_its_message_and_the_next_run_works(scene, client, job):
     inputs = pair(scene)
     before, count = leftovers(), scene.GetNumberOfNodes()
     stages, errors = [], []
     job.start(inputs, SLOW, JobOutputs(), lambda stage, *_: stages.append(stage), None, lambda *e: errors.append(e))
     until(job, lambda: "refine" in stages)
-    own._process.kill()
+    client._process.kill()
     until(job, lambda: not job.running)
     assert "exit code" in errors[0][1] and "coarser working grid" in errors[0][1]
     assert leftovers() == before and scene.GetNumberOfNodes() == count
     job.start(inputs, QUICK, JobOutputs())
     assert job.wait(120)["seconds"]["total"] > 0
-    own.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -244,6 +235,7 @@ def test_a_worker_that_is_killed_gives_its_message_and_the_scene_is_unharmed(sce
             lambda scene, i: setattr(i, "fixed", scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "E")),
             "E has no voxels",
         ),
+        (lambda scene, i: setattr(i, "outputs", JobOutputs(volume=i.moving)), "Moving is an input"),
         (
             lambda scene, i: setattr(i, "fixed_labels", scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "S")),
             "S has no segments",
@@ -254,7 +246,8 @@ def test_bad_inputs_give_a_message_and_no_nodes(scene, job, change, words):
     inputs = pair(scene)
     change(scene, inputs)
     count, before, errors = scene.GetNumberOfNodes(), leftovers(), []
-    job.start(inputs, QUICK, JobOutputs(**EVERYTHING), on_error=lambda kind, message: errors.append((kind, message)))
+    outputs = getattr(inputs, "outputs", JobOutputs(**EVERYTHING))
+    job.start(inputs, QUICK, outputs, on_error=lambda kind, message: errors.append((kind, message)))
     with pytest.raises(RegistrationError, match=words):
         job.wait(60)
     assert errors[0][0] == "input" and words in errors[0][1]

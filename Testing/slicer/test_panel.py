@@ -19,6 +19,7 @@ from slicer_bench.fixtures import (  # noqa: F401
     choose,
     choose_pair,
     click,
+    kept_client,
     make_pair,
     node,
     opened,

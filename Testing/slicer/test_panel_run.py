@@ -19,7 +19,9 @@ from PySide6.QtCore import Qt
 from slicer_bench.fixtures import (  # noqa: F401
     bench,
     choose,
+    choose_pair,
     click,
+    kept_client,
     make_pair,
     node,
     opened,
@@ -32,7 +34,7 @@ BRAINS = DATA / "mindboggle_2mm"
 
 
 def names(kind):
-    return {n.GetName() for n in slicer.util.getNodesByClass(kind)}
+    return {n.GetName() for n in slicer.util.getNodesByClass(kind) if not n.GetHideFromEditors()}
 
 
 def temporary_folders():
@@ -111,7 +113,12 @@ def test_progress_names_stages_and_only_grows(pair, bench):  # noqa: F811
     assert amounts == sorted(amounts)
 
 
-def test_the_worker_stays_for_the_next_run_and_ends_with_the_scene(registered, bench):  # noqa: F811
+def test_the_worker_stays_for_the_next_run_and_ends_with_the_scene(opened, bench):  # noqa: F811
+    make_pair()
+    choose_pair(opened)
+    set_quick(opened)
+    registered = opened
+    assert register(opened, bench).startswith("Done.")
     pid = registered.logic.job.client.pid
     assert register(registered, bench).startswith("Done.")
     assert registered.logic.job.client.pid == pid
@@ -285,9 +292,8 @@ def test_cancel_ends_the_whole_batch(pair, bench):  # noqa: F811
 def test_segmentations_are_carried_over_as_segmentations(pair, bench):  # noqa: F811
     for side in ("fixed", "moving"):
         made = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{side} segments")
-        segment = made.GetSegmentation().AddEmptySegment("core", "core")
-        array = slicer.util.arrayFromVolume(node(f"{side} labels"))
-        slicer.util.updateSegmentBinaryLabelmapFromArray(array, made, segment, node(side))
+        done = slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(node(f"{side} labels"), made)
+        assert done
         choose(getattr(pair.panel.ui, f"{side}_labels_selector"), f"{side} segments")
     assert register(pair, bench).startswith("Done.")
     assert pair.panel.parameters.labels.GetClassName() == "vtkMRMLSegmentationNode"

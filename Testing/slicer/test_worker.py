@@ -260,11 +260,11 @@ def test_a_killed_worker_answers_with_its_exit_code_and_advice(temporary):
     assert not temporary.exists() and not own.busy and own.pid is None
 
 
-def test_an_interpreter_without_the_requirements_gives_the_missing_package(temporary):
-    env = {**worker_environment(), "PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
-    own = WorkerClient(sys.executable, {**env, "PYTHONPATH": str(temporary)})
-    (temporary / "RegMambaLib").mkdir()
-    (temporary / "RegMambaLib" / "__init__.py").write_text("import no_such_package\n", encoding="utf-8")
+def test_a_worker_that_cannot_start_tells_the_missing_package():
+    def popen(command, **options):
+        return subprocess.Popen([command[0], "-c", "import no_such_package"], **options)
+
+    own = WorkerClient(sys.executable, popen=popen)
     error = answered(own, own.submit({"command": "info"}))[-1]
     assert error["kind"] == "missing" and "no_such_package" in error["message"]
 

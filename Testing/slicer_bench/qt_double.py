@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import types
 from typing import Any
 
@@ -11,6 +13,16 @@ WIDGETS = (
     "QCheckBox QComboBox QDoubleSpinBox QFrame QLabel QLineEdit QProgressBar QPushButton QSpinBox QToolButton QWidget"
 ).split()
 LAYOUTS = "QFormLayout QGridLayout QHBoxLayout QVBoxLayout".split()
+
+
+def make_singletons_immortal() -> None:
+    """Let None, True and False never run out of references, as in Python 3.12 and later.
+
+    PySide 6.12 takes one away wherever a method returns one of them, and older interpreters then abort.
+    """
+    if sys.version_info < (3, 12):
+        for one in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(one)).value += 1 << 40
 
 
 def by_signature(self: Any, signature: str, slot: Any) -> None:
@@ -24,7 +36,7 @@ def by_signature(self: Any, signature: str, slot: Any) -> None:
 
 
 class Notifier:
-    """A signal of a double's own. PySide 6.12's `Signal.emit` takes a reference to True away at every call."""
+    """A signal of a double's own, with plain functions as slots."""
 
     def __init__(self) -> None:
         self._slots: list[Any] = []
@@ -54,6 +66,7 @@ class FileDialog:
 
 def make_qt() -> types.ModuleType:
     """The module `qt`."""
+    make_singletons_immortal()
     module = types.ModuleType("qt")
     for name in WIDGETS:
         setattr(module, name, type(name, (getattr(QtWidgets, name),), {"connect": by_signature}))

@@ -46,10 +46,7 @@ class ctkCollapsibleButton(QWidget):
     text = Property(str, lambda self: self._text, _set_text)
 
     def settle(self) -> None:
-        """After loading: margins for the header, and `collapsed` of the .ui.
-
-        It stays a dynamic property: PySide 6.12 miscounts references to a bool that it hands to a Property.
-        """
+        """After loading: margins for the header, and `collapsed` of the .ui."""
         if self.layout() is not None:
             self.layout().setContentsMargins(10, HEADER + 6, 6, 6)
         self.setCollapsed(bool(self.property("collapsed")))
@@ -131,13 +128,14 @@ class qMRMLNodeComboBox(QComboBox):
         self.scene: Any = None
         self._ids: list[str | None] = []
         self._filling = False
+        self._observed: list[tuple[Any, int]] = []
         self.currentIndexChanged.connect(self._chosen)
 
     def setMRMLScene(self, scene: Any) -> None:
         self.scene = scene
         events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent)
         for event in events:
-            scene.AddObserver(event, self._scene_changed)
+            self._observed.append((scene, scene.AddObserver(event, self._scene_changed)))
         self._fill()
 
     def nodes(self) -> list[Any]:
@@ -159,6 +157,12 @@ class qMRMLNodeComboBox(QComboBox):
         node_id = node.GetID() if node is not None else None
         if node_id in self._ids:
             self.setCurrentIndex(self._ids.index(node_id))
+
+    def release(self) -> None:
+        """Follow no scene any more."""
+        for scene, tag in self._observed:
+            scene.RemoveObserver(tag)
+        self._observed.clear()
 
     def _scene_changed(self, *_: Any) -> None:
         if not self.scene.IsClosing() or not self.scene.IsBatchProcessing():
