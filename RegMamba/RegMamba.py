@@ -38,7 +38,7 @@ class RegMamba(ScriptedLoadableModule):
             "segmentations, models and points follow it. Sample data: RegMamba in the module Sample Data."
         )
         parent.acknowledgementText = _(
-            "Built on PyTorch, numba and SimpleITK. The network follows the published RegMamba / VMambaMorph line of "
+            "Built on PyTorch, numba and SimpleITK. The network belongs to the published line of "
             "work on selective state spaces for registration; see the README for references."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)

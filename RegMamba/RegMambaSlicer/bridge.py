@@ -22,11 +22,11 @@ from .space import flip_axes, flip_matrix, flip_vectors, from_vtk, to_vtk
 GRID, COMPOSITE = "grid", "composite"
 
 
-def export_volume(node: Any, *, labels: bool = False) -> sitk.Image:
+def export_volume(node: Any, *, labels: bool = False, ignore: Any = None) -> sitk.Image:
     """A volume node as image in world LPS mm; the node and its file name stay as they are.
 
     Where linear parent transforms shear it, it is resampled onto a grid at right angles (labels by nearest
-    neighbour).
+    neighbour). A parent transform node `ignore` counts as identity, with all above it.
 
     Raises:
         InputError: no voxels, or a parent transform that is not linear.
@@ -35,7 +35,7 @@ def export_volume(node: Any, *, labels: bool = False) -> sitk.Image:
         raise InputError(f"The volume {node.GetName()} has no voxels; load it again, or choose another.")
     array = slicer.util.arrayFromVolume(node)
     image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
-    axes = volume_axes(node)
+    axes = volume_axes(node, ignore)
     grid = orthogonal_grid(image.GetSize(), axes)
     if grid is not None:
         image.SetSpacing(grid.spacing)
@@ -46,28 +46,31 @@ def export_volume(node: Any, *, labels: bool = False) -> sitk.Image:
     return covering_grid(image.GetSize(), axes).resample(image, to_index, labels=labels)
 
 
-def export_labels(node: Any, reference: Any, numbering: dict[str, int] | None = None) -> LabelImage:
+def export_labels(
+    node: Any, reference: Any, numbering: dict[str, int] | None = None, *, ignore: Any = None
+) -> LabelImage:
     """A label map volume or segmentation node on the grid of a reference, with the names and colours of its labels.
 
     Args:
         reference: volume node, or its exported image.
         numbering: for segmentations, values of segments by name, so that two segmentations agree.
+        ignore: as in `export_volume`.
 
     Raises:
         InputError: as `export_volume`; a segmentation without segments.
     """
     grid = Grid.of(reference if isinstance(reference, sitk.Image) else export_volume(reference))
     if node.IsA("vtkMRMLSegmentationNode"):
-        return from_segmentation(node, grid, numbering)
-    image = export_volume(node, labels=True)
+        return from_segmentation(node, grid, numbering, ignore)
+    image = export_volume(node, labels=True, ignore=ignore)
     if not Grid.of(image).same_as(grid, 0.01):
         image = grid.resample(image, labels=True)
     return LabelImage(image, labels_of_volume(node, image))
 
 
-def export_mask(node: Any, reference: Any) -> sitk.Image:
+def export_mask(node: Any, reference: Any, *, ignore: Any = None) -> sitk.Image:
     """A volume, label map or segmentation on the grid of a reference: 1 where it is not 0, uint8."""
-    image = export_labels(node, reference).image
+    image = export_labels(node, reference, ignore=ignore).image
     return sitk.Cast(image != 0, sitk.sitkUInt8)
 
 

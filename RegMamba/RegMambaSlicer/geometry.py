@@ -16,30 +16,37 @@ SHEAR = 0.05
 """Voxels by which the corners may be off before a grid counts as sheared."""
 
 
-def to_world(node: Any) -> np.ndarray:
+def to_world(node: Any, ignore: Any = None) -> np.ndarray:
     """4x4 in RAS mm from a node's own space to the world.
+
+    Args:
+        ignore: a transform node that counts as identity with all above it: the result of a run before, which is
+            about to be replaced.
 
     Raises:
         InputError: a parent transform of the node is not linear.
     """
     parent = node.GetParentTransformNode()
-    if parent is None:
+    if parent is None or parent is ignore:
         return np.eye(4)
+    matrix = vtk.vtkMatrix4x4()
+    if ignore is not None and parent.IsTransformNodeMyParent(ignore) and parent.IsTransformToNodeLinear(ignore):
+        parent.GetMatrixTransformToNode(ignore, matrix)
+        return from_vtk(matrix)
     if not parent.IsTransformToWorldLinear():
         raise InputError(
             f"{node.GetName()} is under the non-linear transform {parent.GetName()}; harden that transform on a copy "
             "and choose the copy."
         )
-    matrix = vtk.vtkMatrix4x4()
     parent.GetMatrixTransformToWorld(matrix)
     return from_vtk(matrix)
 
 
-def volume_axes(node: Any) -> np.ndarray:
+def volume_axes(node: Any, ignore: Any = None) -> np.ndarray:
     """4x4 from (i, j, k) of a volume node to world LPS mm."""
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
-    return flip_axes(to_world(node) @ from_vtk(matrix))
+    return flip_axes(to_world(node, ignore) @ from_vtk(matrix))
 
 
 def orthogonal_grid(size: tuple[int, int, int], axes: np.ndarray) -> Grid | None:

@@ -120,14 +120,24 @@ class RegistrationJob:
             request = self._export(self._folder)
             request |= {"command": "register", "settings": dict(settings), "mode": self._outputs.mode}
             request |= {"output": str(self._folder / "result"), "temporary": str(self._folder)}
-            self.running = True
-            self._request = self.client.submit(request)
         except RegMambaError as error:
             self._fail("input", str(error))
-        except OSError as error:
+            return
+        except MemoryError:
             self._fail(
-                "crash", f"The registration cannot be started ({error}); check the disk space for temporary files."
+                "memory", "There is not enough memory to pass the volumes on; crop them, or close other programs."
             )
+            return
+        except (OSError, RuntimeError) as error:  # SimpleITK's errors are RuntimeError
+            self._fail(
+                "crash", f"The volumes cannot be passed on ({error}); make room on the disk for temporary files."
+            )
+            return
+        self.running = True
+        try:
+            self._request = self.client.submit(request)
+        except OSError as error:
+            self._fail("missing", f"The registration process cannot be started ({error}); install 3D Slicer again.")
 
     def poll(self) -> bool:
         """Handle what the worker said since; whether the run goes on."""
@@ -220,7 +230,11 @@ class RegistrationJob:
     def _export(self, folder: Path) -> dict[str, Any]:
         """Write the inputs into a folder; the request's paths."""
         nodes = self._inputs
-        images: dict[str, sitk.Image] = {name: export_volume(getattr(nodes, name)) for name in ("fixed", "moving")}
+        # Moving data may still be under the result of the run before, which this run replaces.
+        old = None if isinstance(self._outputs.transform, str) else self._outputs.transform
+        images: dict[str, sitk.Image] = {
+            name: export_volume(getattr(nodes, name), ignore=old) for name in ("fixed", "moving")
+        }
         numbering: dict[str, int] = {}
         found: dict[str, LabelImage] = {}
         # A label map's numbers are given, so it comes first; segmentations follow it by name.
@@ -228,14 +242,14 @@ class RegistrationJob:
         for side in order:
             node = getattr(nodes, f"{side}_labels")
             if node is not None:
-                found[side] = export_labels(node, images[side], numbering)
+                found[side] = export_labels(node, images[side], numbering, ignore=old)
                 images[f"{side}_labels"] = found[side].image
                 numbering |= {name: value for name, value in found[side].numbering.items() if name not in numbering}
                 if found[side].overlap:
                     self._notes.append(f"Segments of {node.GetName()} overlap; where they do, the later one is used.")
             mask = getattr(nodes, f"{side}_mask")
             if mask is not None:
-                images[f"{side}_mask"] = export_mask(mask, images[side])
+                images[f"{side}_mask"] = export_mask(mask, images[side], ignore=old)
         self._labels = found["moving"].labels if "moving" in found else []
         request = {name: str(folder / f"{name}.nrrd") for name in images}
         for name, image in images.items():
@@ -270,6 +284,7 @@ class RegistrationJob:
 
         if "displacement" in images:
             transform = node("transform", "vtkMRMLTransformNode", f"{moving} to {fixed}")
+            transform.SetAndObserveTransformNodeID(None)
             composite = report["mode"] == COMPOSITE
             set_displacement(transform, images["displacement"], report["affine_lps"] if composite else None)
             roles = slicer.vtkMRMLTransformNode
@@ -308,7 +323,7 @@ def check(inputs: JobInputs, outputs: JobOutputs | None = None) -> None:
     given = [getattr(inputs, f.name) for f in fields(inputs)]
     for name in (f.name for f in fields(JobOutputs)):
         node = getattr(outputs, name, None)
-        if hasattr(node, "GetID") and any(node is one for one in given):
+        if node is not None and hasattr(node, "GetName") and any(node is one for one in given):
             raise InputError(f"{node.GetName()} is an input and would be overwritten; choose another output.")
 
 

@@ -92,7 +92,10 @@ def fill_table(node: Any, report: dict[str, Any], labels: list[Label], moving: s
     whole = "mean" if after else "whole"
     seconds = report.get("seconds", {}).get("total")
     _add_row(table, [moving, whole, whole, *_pairs(before, after), report.get("folding_percent"), seconds])
-    node.SetUseColumnNameAsColumnHeader(True)
+    if hasattr(node, "SetUseColumnTitleAsColumnHeader"):  # its name in newer Slicer
+        node.SetUseColumnTitleAsColumnHeader(True)
+    else:
+        node.SetUseColumnNameAsColumnHeader(True)
     node.SetUseFirstColumnAsRowHeader(False)
     table.Modified()
     node.Modified()

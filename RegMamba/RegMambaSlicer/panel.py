@@ -343,4 +343,3 @@ class Panel:
         """The panel goes away."""
         self.leave_scene()
         self.show(None)
-

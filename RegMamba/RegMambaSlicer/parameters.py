@@ -107,7 +107,7 @@ def find_problem(parameters: Any) -> str | None:
             return f"The {name} volume {node.GetName()} has {shown} voxels; choose one with at least 4 along each axis."
     if parameters.fixed.GetID() == parameters.moving.GetID():
         return "Fixed and moving are the same volume; choose two different ones."
-    return _find_output_problem(parameters) or _find_guidance_problem(parameters)
+    return _find_output_problem(parameters) or _find_settings_problem(parameters)
 
 
 def _find_output_problem(parameters: Any) -> str | None:
@@ -120,11 +120,13 @@ def _find_output_problem(parameters: Any) -> str | None:
     return None
 
 
-def _find_guidance_problem(parameters: Any) -> str | None:
+def _find_settings_problem(parameters: Any) -> str | None:
     try:
         settings = read_settings(parameters)
     except Exception as error:  # bad JSON or values of another version; the text goes to the user
         return f"The settings in this scene cannot be used ({error}); choose a preset."
     if settings.guide and (parameters.fixed_labels is None or parameters.moving_labels is None):
         return "Label guidance needs fixed and moving labels; choose both or switch it off."
+    if parameters.want_uncertainty and not settings.samples:
+        return "The uncertainty map needs samples; set them above 0 under Advanced, or switch the map off."
     return None

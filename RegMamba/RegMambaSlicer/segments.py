@@ -50,7 +50,7 @@ class LabelImage:
         return {label.name: label.value for label in self.labels}
 
 
-def from_segmentation(node: Any, grid: Grid, numbering: dict[str, int] | None = None) -> LabelImage:
+def from_segmentation(node: Any, grid: Grid, numbering: dict[str, int] | None = None, ignore: Any = None) -> LabelImage:
     """A segmentation node on a grid in world LPS, by nearest neighbour from its own label maps; the node stays.
 
     Args:
@@ -65,7 +65,7 @@ def from_segmentation(node: Any, grid: Grid, numbering: dict[str, int] | None = 
     ids = [names.GetValue(n) for n in range(names.GetNumberOfValues())]
     if not ids:
         raise InputError(f"The segmentation {node.GetName()} has no segments; choose another, or none.")
-    own_to_world = to_world(node)
+    own_to_world = to_world(node, ignore)
     labels = number(segmentation, ids, numbering or {})
     merged = np.zeros(grid.shape, np.uint16)
     overlap = False

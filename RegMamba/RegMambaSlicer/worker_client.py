@@ -23,6 +23,7 @@ Event = dict[str, Any]
 TEMPORARY_PREFIX = "RegMamba-"
 _LAST_LINES = 40
 _GRACE = 0.9
+WINDOWS = os.name == "nt"
 
 
 class WorkerClient:
@@ -79,7 +80,7 @@ class WorkerClient:
         self._forget()
         python = self._python or find_python()
         options: dict[str, Any] = {"start_new_session": True}
-        if os.name == "nt":
+        if WINDOWS:
             flags = ("CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW")
             options = {"creationflags": sum(getattr(subprocess, name, 0) for name in flags)}
         self._process = self._popen(
@@ -252,7 +253,7 @@ def remove_temporary(folder: str | Path | None) -> None:
 
 def kill_tree(process: Any) -> None:
     """Kill a process and all that it started, launchers included, and wait a moment for its end."""
-    if os.name == "nt":
+    if WINDOWS:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 ["taskkill", "/PID", str(process.pid), "/T", "/F"],

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LEVELS = ((20, 8_000), (40, 20_000), (80, 40_000))
 TILT = np.deg2rad(20.0)
 BINS = 32
+# Share of the similarity that a further round must gain to be followed by another.
+GAIN = 1e-3
 # Squared correlation of the coarsely aligned images above which correlation, which converges better, finishes what
 # mutual information began.
 SAME_CONTRAST = 0.4
@@ -64,14 +66,14 @@ def align(
     starts = [np.eye(4)] if initial is not None else _starts(fixed, moving, center, principal_axes)
     ranked = sorted((_rigid(center, start) for start in starts), key=search.evaluate)
     tell(0.1)
-    best = min((search.optimise(start, 60) for start in ranked[:3]), key=search.evaluate)
+    best = min((search.optimise(start, 2) for start in ranked[:3]), key=search.evaluate)
     tell(0.3)
-    transform = _as_kind(coarse.optimise(best, 60), kind, center)
+    transform = _as_kind(coarse.optimise(best, 2), kind, center)
     tell(0.4)
-    transform = coarse.optimise(transform, 100)
+    transform = coarse.optimise(transform, 6)
     tell(0.7)
     fine.correlation = -fine.evaluate(transform, correlation=True) > SAME_CONTRAST
-    found = affine_matrix(fine.optimise(transform, 60))
+    found = affine_matrix(fine.optimise(transform, 3))
     tell(1.0)
     return found if initial is None else initial @ found
 
@@ -184,29 +186,39 @@ class _Level:
         except RuntimeError:
             return 0.0
 
-    def optimise(self, transform: Any, iterations: int) -> Any:
-        """`transform` (its class kept) after gradient descent; itself where the images do not overlap."""
-        import SimpleITK as sitk
+    def optimise(self, transform: Any, rounds: int) -> Any:
+        """`transform` (its class kept) after gradient descent; itself where the images do not overlap.
 
-        method = self._method(self.correlation)
-        method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=1.0,
-            minStep=1e-3,
-            numberOfIterations=iterations,
-            relaxationFactor=0.6,
-            gradientMagnitudeTolerance=1e-6,
-            estimateLearningRate=method.Once,
-        )
-        method.SetOptimizerScalesFromPhysicalShift()
-        working = type(transform)(transform)
-        method.SetInitialTransform(working, inPlace=True)
-        try:
-            method.Execute(self.fixed.image, self.moving.image)
-        except RuntimeError as error:
-            if "overlap" not in str(error) and "samples" not in str(error):
-                raise
-            return transform
-        return sitk.Transform(working).Downcast()
+        One descent stops short of the optimum when its step has shrunk in a narrow valley, as those of shears and
+        scales are; it starts anew with a fresh step, at most `rounds` times, until a round gains nothing.
+        """
+        value = np.inf
+        for _ in range(rounds):
+            method = self._method(self.correlation)
+            method.SetOptimizerAsRegularStepGradientDescent(
+                learningRate=1.0,
+                minStep=1e-3,
+                numberOfIterations=40,
+                relaxationFactor=0.7,
+                gradientMagnitudeTolerance=1e-6,
+                estimateLearningRate=method.Once,
+            )
+            method.SetOptimizerScalesFromJacobian()
+            working = type(transform)(transform)
+            method.SetInitialTransform(working, inPlace=True)
+            try:
+                method.Execute(self.fixed.image, self.moving.image)
+            except RuntimeError as error:
+                if "overlap" not in str(error) and "samples" not in str(error):
+                    raise
+                return transform
+            before, value = value, float(method.GetMetricValue())
+            if value >= before:
+                return transform
+            transform = type(transform)(working)
+            if before - value < GAIN * abs(value):
+                return transform
+        return transform
 
     def _method(self, correlation: bool) -> sitk.ImageRegistrationMethod:
         import SimpleITK as sitk

@@ -59,23 +59,25 @@ def working_grid(
     """
     own = np.asarray(fixed.spacing)
     side = spacing or float(own[0] if np.ptp(own) < 0.01 * own.min() else np.cbrt(own.prod()))
-    base = canonical(fixed).with_spacing((side, side, side))
     points = _box_corners(fixed, fixed_foreground)
     back = np.linalg.inv(affine)
     others = _box_corners(moving, moving_foreground) @ back[:3, :3].T + back[:3, 3]
-    index = base.index(points)
+    grid = _around(canonical(fixed), side, points, others)
+    voxels = float(np.prod(np.asarray(grid.size, float)))
+    if spacing == 0 and voxels > MOST_VOXELS:
+        grid = _around(canonical(fixed), side * float(np.cbrt(voxels / MOST_VOXELS)), points, others)
+    return grid
+
+
+def _around(fixed: Grid, side: float, points: np.ndarray, others: np.ndarray) -> Grid:
+    """A grid of `side` mm along the axes of `fixed` around fixed points and those moving points that are near."""
+    base = fixed.with_spacing((side, side, side))
     reach = REACH / side
-    size = np.asarray(base.size)
-    other = np.clip(base.index(others), -reach, size - 1 + reach)
-    both = np.concatenate([index, other])
+    near = np.clip(base.index(others), -reach, np.asarray(base.size) - 1 + reach)
+    both = np.concatenate([base.index(points), near])
     low = np.floor(both.min(0)).astype(int) - MARGIN
     high = np.ceil(both.max(0)).astype(int) + MARGIN
-    extent = np.maximum(high - low + 1, SMALLEST)
-    grid = base.crop(_ints(low), _ints(extent))
-    if spacing == 0 and extent.prod() > MOST_VOXELS:
-        coarser = side * float(np.cbrt(extent.prod() / MOST_VOXELS))
-        grid = grid.with_spacing((coarser, coarser, coarser))
-    return grid
+    return base.crop(_ints(low), _ints(np.maximum(high - low + 1, SMALLEST)))
 
 
 def fade(shape: tuple[int, ...], width: int = FADE) -> np.ndarray:

@@ -30,6 +30,8 @@ Progress = Callable[[str, float], None]
 
 # Voxels around the anatomy that refinement still looks at.
 RIM = 5
+# mm at which contrasts are compared: small misalignments do not count, inner structure still does.
+CONTRAST_SPACING = 4.0
 # Correlation of the linearly aligned intensities below which the images are taken to differ in contrast.
 SAME_CONTRAST = 0.4
 
@@ -84,7 +86,7 @@ def register(
             (fixed_mask, moving_mask),
             settings,
         )
-        alike = _same_contrast(pair)
+        alike = _same_contrast(pair, grid.spacing[0])
         metric = settings.metric if settings.metric != "auto" else "lncc" if alike else "mind"
         run.details.update(grid_size=list(grid.size), grid_spacing=grid.spacing[0], metric=metric, device=device)
 
@@ -127,6 +129,8 @@ def check_inputs(
     settings: Settings,
 ) -> None:
     """Raise `InputError` for what `register` cannot use, before anything long begins."""
+    import SimpleITK as sitk
+
     for name, image in (("fixed", fixed), ("moving", moving)):
         if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
             raise InputError(
@@ -146,6 +150,11 @@ def check_inputs(
         if other is not None and not Grid.of(other).same_as(Grid.of(image), 0.01):
             raise InputError(
                 f"The {name} lie on another grid than the {name.split()[0]} image; resample them onto it first."
+            )
+    for name, mask in (("fixed mask", fixed_mask), ("moving mask", moving_mask)):
+        if mask is not None and not sitk.GetArrayViewFromImage(mask).any():
+            raise InputError(
+                f"The {name} is empty (0 everywhere); mark where the metric counts, or leave the mask out."
             )
     if settings.guide and (fixed_labels is None or moving_labels is None):
         raise InputError("Label guidance needs both label maps; give fixed and moving labels, or leave it off.")
@@ -176,11 +185,11 @@ def find_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.split(":")[0]
+    kind, _, number = name.partition(":")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there:
+    if kind not in there or (":" in name and not number.isdecimal()):
         raise InputError(f"Unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps.")
-    if not there[kind] or (kind == "cuda" and ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count()):
+    if not there[kind] or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise InputError(f"The device {name!r} is not available here; use cpu or auto.")
     return name
 
@@ -309,7 +318,9 @@ def _weight(
         part = sitk.GetArrayFromImage(grid.resample(sitk.Cast(inside, sitk.sitkUInt8), transform, labels=True))
         if mask is None and not _cut_off(part, side, grid, transform):
             continue
-        part = part if mask is not None else minimum_filter(part, size=window)
+        # A window counts if all of it lies inside, unless the mask is too thin to hold any window.
+        whole = minimum_filter(part, size=window)
+        part = whole if whole.any() else part
         weight = part.astype(np.float32) if weight is None else weight * part
     return np.empty((0, 0, 0), np.float32) if weight is None else weight
 
@@ -327,9 +338,10 @@ def _cut_off(inside: np.ndarray, side: Prepared, grid: Grid, transform: sitk.Tra
     return float((image[rim] > side.threshold).mean() if rim.any() else 0.0) > 0.02
 
 
-def _same_contrast(pair: Pair) -> bool:
-    """Whether the intensities of the aligned images go together, as those of two T1 images do."""
-    shape = tuple(max(8, n // 4) for n in pair.fixed.shape)
+def _same_contrast(pair: Pair, spacing: float) -> bool:
+    """Whether the intensities of the aligned images go together, as those of two T1 images do, at about 4 mm."""
+    factor = max(1.0, CONTRAST_SPACING / spacing)
+    shape = tuple(max(8, round(n / factor)) for n in pair.fixed.shape)
     f, m = (shrink(a, (shape[0], shape[1], shape[2])) for a in (pair.fixed, pair.moving))
     both = (f > 0.1) & (m > 0.1)
     if both.sum() < 100 or f[both].std() < 1e-6 or m[both].std() < 1e-6:

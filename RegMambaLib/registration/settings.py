@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,6 +14,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "affine": ("affine", "similarity", "rigid", "none"),
     "metric": ("auto", "lncc", "mind"),
     "scan": ("auto", "numba", "torch", "mamba_ssm"),
+}
+KINDS: dict[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    tuple: "a list of whole numbers from 0",
 }
 
 
@@ -56,7 +64,8 @@ class Settings:
     seed: int = _setting(0, "Seed of everything random.", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "iterations", tuple(self.iterations))
+        if isinstance(self.iterations, list):
+            object.__setattr__(self, "iterations", tuple(self.iterations))
         hints = get_type_hints(type(self))
         for f in fields(self):
             _check(f.name, getattr(self, f.name), hints[f.name], f.metadata)
@@ -89,16 +98,16 @@ class Settings:
 def _check(name: str, value: Any, hint: Any, metadata: Any) -> None:
     wanted = get_origin(hint) or hint
     if wanted is float:
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     elif wanted is int:
         good = isinstance(value, int) and not isinstance(value, bool)
     else:
         good = isinstance(value, wanted)
     if wanted is tuple:
         inner = get_args(hint)[0]
-        good = good and all(isinstance(v, inner) and v >= 0 for v in value)
+        good = good and all(isinstance(v, inner) and not isinstance(v, bool) and v >= 0 for v in value)
     if not good:
-        raise InputError(f"Setting {name} must be {getattr(wanted, '__name__', wanted)}, not {value!r}.")
+        raise InputError(f"Setting {name} must be {KINDS[wanted]}, not {value!r}.")
     if name in CHOICES and value not in CHOICES[name]:
         raise InputError(f"Setting {name} must be one of {', '.join(CHOICES[name])}, not {value!r}.")
     if name == "window" and value % 2 == 0:

@@ -81,7 +81,8 @@ def load(folder: str | Path) -> Registration:
     uncertainty = None
     if (folder / UNCERTAINTY).exists():
         uncertainty = sitk.GetArrayFromImage(read_image(folder / UNCERTAINTY, constant=True))
-    assert inverse is not None
+    if inverse is None:
+        raise InputError(f"{folder / INVERSE} holds no displacement; the registration is damaged.")
     return Registration(
         grid=grid,
         displacement=displacement,

@@ -27,10 +27,13 @@ HALF = np.float32(0.5)
 
 @njit(**HELPER)
 def split(position, size):
-    """Lower voxel, upper voxel and fraction of a continuous position clamped to [0, size - 1]."""
+    """Lower voxel, upper voxel and fraction of a continuous position clamped to [0, size - 1].
+
+    Beyond either border both voxels are the border's, so that nothing changes there: the slope is 0.
+    """
     p = min(max(position, np.float32(0)), np.float32(size - 1))
     low = int(p)
-    return low, min(low + 1, size - 1), p - np.float32(low)
+    return low, (low if position < 0 else min(low + 1, size - 1)), p - np.float32(low)
 
 
 @njit(**OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -66,6 +67,7 @@ class Server:
         while True:
             request = self._requests.get()
             self._answer(request)
+            _free_memory()
             self._temporary.discard(request.get("temporary", ""))
 
     def emit(self, request_id: Any, event: str, **values: Any) -> None:
@@ -101,6 +103,14 @@ def _protect_stdout() -> TextIO:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return answers
+
+
+def _free_memory() -> None:
+    """Give back what the run held, on the graphics card too: other programs want it between runs."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _plain(value: Any) -> Any:

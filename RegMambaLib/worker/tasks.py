@@ -21,6 +21,7 @@ Answer = tuple[dict[str, Any], dict[str, str]]
 IMAGES = ("fixed", "moving")
 LABELS = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask")
 _costs = dict(EXPECTED)
+_threads: dict[str, tuple[int, int, int]] = {}
 
 
 def register(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
@@ -43,6 +44,7 @@ def register(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
     _keep_networks()
     from ..registration.pipeline import register as run
 
+    _restore_threads()
     result = run(**inputs, settings=settings, progress=progress)
     progress("write", 0.0)
     from .outputs import write
@@ -111,6 +113,20 @@ def _keep_networks() -> None:
 
     pipeline.load_weights = _stored_network  # type: ignore[assignment]
     assert network.load_weights is not _stored_network
+
+
+def _restore_threads() -> None:
+    """Undo the thread limit of a run before: `threads` 0 means all, not the number of the last run."""
+    import numba
+    import SimpleITK as sitk
+    import torch
+
+    now = numba.get_num_threads(), torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    first = _threads.setdefault("first", now)
+    if first != now:
+        numba.set_num_threads(first[0])
+        torch.set_num_threads(first[1])
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(first[2])
 
 
 def _stored_network(name: str) -> Any:

@@ -8,6 +8,7 @@ rendered off screen.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = Path(__file__).resolve().parent
+os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
 sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
 
 import slicer_bench  # noqa: E402
@@ -35,8 +37,10 @@ from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 # Brightness of FreeSurfer's labels in a T1-weighted image; what is not named is soft tissue.
 T1 = {0: 0.0, 2: 0.9, 3: 0.55, 4: 0.15, 5: 0.15, 7: 0.85, 8: 0.55, 10: 0.68, 11: 0.6, 12: 0.66, 13: 0.74, 14: 0.15}
 T1 |= {15: 0.15, 16: 0.82, 17: 0.56, 18: 0.55, 24: 0.12, 26: 0.6, 28: 0.75, 30: 0.5, 31: 0.4, 85: 0.7}
-T1 |= {right: T1[left] for left, right in zip((2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 17, 18, 26, 28), (41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60), strict=True)}  # fmt: skip
-SHOWN = {4: "Left ventricle", 43: "Right ventricle", 10: "Left thalamus", 49: "Right thalamus", 12: "Left putamen", 51: "Right putamen", 17: "Left hippocampus", 53: "Right hippocampus"}  # fmt: skip
+RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 26: 58, 28: 60}
+T1 |= {right: T1[left] for left, right in RIGHT.items()}
+STRUCTURES = {4: "ventricle", 10: "thalamus", 12: "putamen", 17: "hippocampus"}
+COLORS = ((0.3, 0.7, 1.0), (0.95, 0.6, 0.2), (0.4, 0.85, 0.45), (0.9, 0.35, 0.6))
 VIEW = 420
 
 
@@ -57,19 +61,24 @@ def load_subject(file: Path, name: str, seed: int) -> Any:
     set_volume(volume, head)
     volume.GetDisplayNode().SetAutoWindowLevel(False)
     volume.GetDisplayNode().SetWindowLevelMinMax(0, 1000)
-    return volume, segment(np.where(np.isin(array, list(SHOWN)), array, 0), labels, f"{name} structures")
+    return volume, segment(
+        np.where(np.isin(array, [*STRUCTURES, *(RIGHT[value] for value in STRUCTURES)]), array, 0),
+        labels,
+        f"{name} structures",
+    )
 
 
 def segment(array: np.ndarray, grid: sitk.Image, name: str) -> Any:
-    """A segmentation of the structures in SHOWN."""
+    """A segmentation of STRUCTURES on both sides."""
     from RegMambaSlicer.segments import Label, fill_segmentation
 
     image = sitk.GetImageFromArray(array.astype(np.uint8))
     image.CopyInformation(grid)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-    colors = [(0.3, 0.7, 1.0), (0.95, 0.6, 0.2), (0.4, 0.85, 0.45), (0.9, 0.35, 0.6)]
     made = [
-        Label(value=value, name=text, color=colors[n // 2]) for n, (value, text) in enumerate(SHOWN.items())
+        Label(value=value, name=f"{side} {text}", color=color)
+        for (left, text), color in zip(STRUCTURES.items(), COLORS, strict=True)
+        for side, value in (("Left", left), ("Right", RIGHT[left]))
     ]
     fill_segmentation(node, image, made)
     return node
@@ -89,13 +98,14 @@ class SliceView:
         self.window.SetSize(VIEW, VIEW)
         self.renderer = vtk.vtkRenderer()
         self.window.AddRenderer(self.renderer)
+        self.interactor = vtk.vtkGenericRenderWindowInteractor()
+        self.interactor.SetRenderWindow(self.window)
         self.node.SetDimensions(VIEW, VIEW, 1)
-        mapper = vtk.vtkImageMapper()
-        mapper.SetColorWindow(255)
-        mapper.SetColorLevel(127.5)
-        mapper.SetInputConnection(self.logic.GetImageDataConnection())
+        self.mapper = vtk.vtkImageMapper()
+        self.mapper.SetColorWindow(255)
+        self.mapper.SetColorLevel(127.5)
         actor = vtk.vtkActor2D()
-        actor.SetMapper(mapper)
+        actor.SetMapper(self.mapper)
         self.renderer.AddViewProp(actor)
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         factory.SetMRMLApplicationLogic(BENCH.logic)
@@ -111,11 +121,12 @@ class SliceView:
 
     def picture(self, offset: float) -> np.ndarray:
         """RGB of the slice at an offset (mm)."""
-        self.logic.FitSliceToAll(VIEW, VIEW)
+        self.logic.FitSliceToBackground(VIEW, VIEW)
         x, y, z = self.node.GetFieldOfView()
-        self.node.SetFieldOfView(0.78 * x, 0.78 * y, z)
+        self.node.SetFieldOfView(0.85 * x, 0.85 * y, z)
         self.logic.SetSliceOffset(offset)
-        self.logic.GetBlend().Update()
+        self.logic.UpdatePipeline()
+        self.mapper.SetInputConnection(self.logic.GetImageDataConnection())
         self.window.Render()
         grab = vtk.vtkWindowToImageFilter()
         grab.SetInput(self.window)
@@ -191,6 +202,8 @@ def main(folder: Path) -> None:
     BENCH.wait(lambda: not widget.panel.busy, 900)
     print(ui.status_label.text(), "\n" + ui.numbers_label.text())
     save_panel(widget, "panel_result.png", 800, ("outputs_section", "look_section", "numbers_section", "after_section"))
+    moved_labels = widget.panel.parameters.labels
+    moved_labels.GetDisplayNode().SetVisibility(False)
     after = take()
     save_row("overlay.png", [before[0], after[0], before[1], after[1]], ["before", "after", "before", "after"])
 
@@ -204,7 +217,6 @@ def main(folder: Path) -> None:
     save_row("deformation.png", [grid[0], change[0], grid[1], change[1]], ["grid", "volume change"] * 2)
 
     slicer.util.setSliceViewerLayers(foreground=None)
-    moved_labels = widget.panel.parameters.labels
     pictures = []
     for node in (moving_labels, moved_labels):
         node.CreateDefaultDisplayNodes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,8 @@ for folder in (ROOT, ROOT / "RegMamba"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-MISSING = "slicer-core is not installed"
-if find_spec("slicer") is None:
-    pytest.skip(MISSING, allow_module_level=True)
+if not any(metadata.distributions(name="slicer-core")):
+    pytest.skip("slicer-core is not installed", allow_module_level=True)
 
 # slicer-core extends its package by every folder `slicer` that is on the path, and this one is beside conftest.py.
 _path, sys.path[:] = sys.path[:], [p for p in sys.path if Path(p).resolve() != ROOT / "Testing"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bridge_help import (
     GRIDS,
     PARENTS,
+    ROOT,
     SHEARED,
     TOLERANCE,
     add_parent,
@@ -17,6 +18,10 @@ from bridge_help import (
 )
 
 # isort: split
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -302,6 +307,23 @@ def test_the_chart_shows_dice_before_and_after_and_is_made_once(scene):
         fill_chart(chart, table)
     assert chart.GetNumberOfPlotSeriesNodes() == 2 == scene.GetNumberOfNodesByClass("vtkMRMLPlotSeriesNode")
     assert {chart.GetNthPlotSeriesNode(n).GetYColumnName() for n in range(2)} == {"Dice before", "Dice after"}
+
+
+def test_importing_the_bridge_loads_nothing_heavy():
+    code = (
+        "import sys; import RegMambaSlicer.logic, RegMambaSlicer.apply; "
+        "print([m for m in ('torch', 'numba', 'scipy', 'RegMambaLib.registration') if m in sys.modules])"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "RegMamba")])
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip().splitlines()[-1] == "[]"
 
 
 assert GRIDS

@@ -112,9 +112,10 @@ def test_a_registration_fills_every_node_and_they_agree(scene, job, mode, parent
     apply.save_transform(transform, tmp_path / "result.h5")
     saved = sitk.ReadTransform(str(tmp_path / "result.h5"))
     points = inner_points(FIXED, border=5)
-    # Slicer interpolates displacements by cubics, ITK linearly: here they differ by less than 0.05 of a voxel.
+    # Slicer interpolates a grid by cubics, ITK linearly: a rough displacement differs by some 0.05 voxel in between.
     difference = from_world(transform, points) - through(transform_to_sitk(transform), points)
-    assert np.abs(difference).max() < 0.05 * FIXED.spacing[0]
+    assert np.abs(difference).max() < 0.1 * FIXED.spacing[0]
+    assert np.median(np.abs(difference)) < 0.02 * FIXED.spacing[0]
     assert np.abs(through(saved, points) - through(transform_to_sitk(transform), points)).max() < 1e-3
     fixed_grid = Grid.of(export_volume(inputs.fixed))
     moved = export_volume(nodes["volume"])
@@ -145,6 +146,23 @@ def test_the_worker_is_the_same_process_in_the_next_run_and_given_nodes_are_fill
     job.wait(120)
     assert client.pid == pid and scene.GetNumberOfNodes() == count
     assert job.nodes["volume"] is first["volume"] and first["volume"].GetImageData().GetMTime() > mtime
+
+
+@pytest.mark.parametrize("parent", [None, PARENT], ids=["no parent", "moving under a parent"])
+def test_moving_data_that_follow_the_old_result_are_registered_again_from_where_they_came(scene, job, parent):
+    inputs = with_segmentations(scene, pair(scene, parent))
+    job.start(inputs, QUICK, JobOutputs())
+    job.wait(120)
+    transform, points = job.nodes["transform"], inner_points(FIXED, 30, border=5)
+    before = from_world(transform, points)
+    apply.apply_transform(transform, [inputs.moving, inputs.moving_labels])
+    job.start(inputs, QUICK, JobOutputs(transform=transform))
+    again = job.wait(120)
+    assert np.abs(from_world(transform, points) - before).max() < 1e-3
+    assert again["after"]["dice"] > again["before"]["dice"]
+    job.start(inputs, QUICK, JobOutputs())
+    with pytest.raises(RegistrationError, match=r"Moving is under the non-linear transform .* harden"):
+        job.wait(120)
 
 
 def test_inputs_are_left_as_they_were(scene, job):
@@ -221,6 +239,12 @@ def test_a_worker_that_is_killed_gives_its_message_and_the_next_run_works(scene,
     assert job.wait(120)["seconds"]["total"] > 0
 
 
+def colours(scene):
+    node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "Colours")
+    slicer.util.updateVolumeFromArray(node, np.random.default_rng(0).integers(0, 255, (8, 9, 10, 3)).astype(np.uint8))
+    return node
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -235,6 +259,7 @@ def test_a_worker_that_is_killed_gives_its_message_and_the_next_run_works(scene,
             lambda scene, i: setattr(i, "fixed", scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "E")),
             "E has no voxels",
         ),
+        (lambda scene, i: setattr(i, "moving", colours(scene)), "The moving volume holds colours or vectors"),
         (lambda scene, i: setattr(i, "outputs", JobOutputs(volume=i.moving)), "Moving is an input"),
         (
             lambda scene, i: setattr(i, "fixed_labels", scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "S")),
@@ -261,6 +286,27 @@ def test_a_scene_that_was_closed_meanwhile_gets_no_nodes(scene, job):
     with pytest.raises(RegistrationError, match="scene was closed"):
         job.wait(120)
     assert scene.GetNumberOfNodesByClass("vtkMRMLTransformNode") == 0
+
+
+def test_a_process_that_cannot_be_started_gives_a_message_and_no_temporary_files(scene):
+    job = RegistrationJob(WorkerClient("no-such-python"), scene)
+    job.start(pair(scene), QUICK)
+    with pytest.raises(RegistrationError, match=r"cannot be started .*no-such-python"):
+        job.wait()
+    assert not leftovers() and not job.running
+
+
+def test_a_full_or_missing_temporary_folder_gives_a_message(scene, job, monkeypatch):
+    inputs = pair(scene)
+    monkeypatch.setattr(sitk, "WriteImage", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("No space left")))
+    job.start(inputs, QUICK)
+    with pytest.raises(RegistrationError, match="make room on the disk"):
+        job.wait()
+    assert not leftovers()
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    job.start(inputs, QUICK)
+    with pytest.raises(RegistrationError, match="make room on the disk"):
+        job.wait()
 
 
 def until(job, done, limit=120):

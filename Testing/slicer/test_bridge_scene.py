@@ -98,15 +98,35 @@ def reopened(folder):
     return scene, logic
 
 
+def save_bundle(scene, folder):
+    scene.SetRootDirectory(str(folder))
+    assert scene.WriteToMRB(str(folder / "scene.mrb"))
+
+
+def reopened_bundle(folder):
+    scene = slicer.vtkMRMLScene()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic()
+    logic.SetMRMLScene(scene)
+    cache, manager = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
+    cache.SetRemoteCacheDirectory(str(folder / "cache"))
+    manager.SetCacheManager(cache)
+    scene.SetDataIOManager(manager)
+    assert scene.ReadFromMRB(str(folder / "scene.mrb"))
+    return scene, logic
+
+
+@pytest.mark.parametrize(
+    ("save", "load"), [(save_scene, reopened), (save_bundle, reopened_bundle)], ids=["mrml", "mrb"]
+)
 @pytest.mark.parametrize("affine", [None, AFFINE], ids=["grid", "linear + grid"])
-def test_a_scene_saved_and_opened_again_has_the_same_result(scene, affine, tmp_path):
+def test_a_scene_saved_and_opened_again_has_the_same_result(scene, affine, save, load, tmp_path):
     logic = slicer.vtkSlicerSegmentationsModuleLogic()
     logic.SetMRMLScene(scene)
     filled(scene, affine)
     points = inner_points(GRID)
     before = from_world(scene.GetFirstNodeByName("Result"), points)
-    save_scene(scene, tmp_path)
-    again, kept = reopened(tmp_path)
+    save(scene, tmp_path)
+    again, kept = load(tmp_path)
     transform = again.GetFirstNodeByName("Result")
     assert np.abs(from_world(transform, points) - before).max() < 1e-3
     assert transform.GetNodeReference("spatialRegistrationFixed").GetName() == "Fixed"

@@ -1,4 +1,4 @@
-"""The extension packs every file, its names agree, and the module's files import nothing heavy or foreign at file scope."""
+"""The extension packs every file, its names agree, and its files import nothing foreign at file scope."""
 
 from __future__ import annotations
 

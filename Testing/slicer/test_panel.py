@@ -143,6 +143,13 @@ def test_label_guidance_without_labels_says_what_is_missing(opened):  # noqa: F8
     assert opened.panel.ui.register_button.isEnabled()
 
 
+def test_an_uncertainty_map_without_samples_says_what_to_do(pair):  # noqa: F811
+    pair.panel.ui.want_uncertainty_check.setChecked(True)
+    assert "set them above 0" in pair.panel.ui.register_button.toolTip()
+    pair.panel.settings_view.rows["samples"].widget.setValue(4)
+    assert pair.panel.ui.register_button.isEnabled()
+
+
 def test_presets_that_ship_fill_the_settings(opened):  # noqa: F811
     selector = opened.panel.ui.preset_selector
     names = [selector.itemText(n) for n in range(selector.count())]

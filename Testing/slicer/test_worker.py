@@ -15,16 +15,13 @@ import pytest
 import SimpleITK as sitk
 from conftest import linear, made_grid, made_head, made_labels
 from RegMambaSlicer.worker_client import (
-    TEMPORARY_PREFIX,
     WorkerClient,
-    explain_exit,
     make_temporary,
     worker_environment,
 )
 
 from RegMambaLib.spatial.grid import Grid
 from RegMambaLib.spatial.itk import affine_transform
-from RegMambaLib.worker import failures, outputs, progress
 
 QUICK = {"weights": "none", "iterations": [10, 5, 2], "affine": "rigid", "threads": 1}
 FIXED = made_grid((28, 32, 26), (6.5, 6.5, 6.5))
@@ -269,81 +266,6 @@ def test_a_worker_that_cannot_start_tells_the_missing_package():
     assert error["kind"] == "missing" and "no_such_package" in error["message"]
 
 
-def test_the_environment_of_the_worker_is_utf8_and_finds_the_library():
-    env = worker_environment({"PYTHONPATH": "/elsewhere", "PYTHONSTARTUP": "x.py", "KEPT": "1"})
-    assert env["PYTHONUTF8"] == "1" and env["PYTHONIOENCODING"] == "utf-8" and env["KEPT"] == "1"
-    first, *others = env["PYTHONPATH"].split(os.pathsep)
-    assert (Path(first) / "RegMambaLib" / "worker").is_dir() and others == ["/elsewhere"]
-    assert "PYTHONSTARTUP" not in env
-
-
-@pytest.mark.parametrize(
-    ("code", "lines", "kind", "words"),
-    [
-        (-9, [], "memory", "coarser working grid"),
-        (1, ["MemoryError"], "memory", "device cpu"),
-        (1, ["ModuleNotFoundError: No module named 'numba'"], "missing", "numba"),
-        (-11, ["Fatal Python error"], "crash", "Fatal Python error"),
-    ],
-)
-def test_an_exit_is_explained(code, lines, kind, words):
-    found, message = explain_exit(code, lines)
-    assert found == kind and words in message
-
-
-class OutOfMemoryError(RuntimeError):
-    """As torch names it."""
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (MemoryError(), "memory", "coarser working grid"),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate"), "memory", "device cpu"),
-        (RuntimeError("Failed to allocate memory for image."), "memory", "coarser"),
-        (ModuleNotFoundError("No module named 'scipy'", name="scipy"), "missing", "scipy"),
-        (ZeroDivisionError("division by zero"), "crash", "ZeroDivisionError: division by zero"),
-    ],
-)
-def test_an_error_becomes_a_kind_and_a_message(error, kind, words):
-    found, message = failures.describe(error, {})
-    assert found == kind and words in message
-
-
-def test_the_estimate_counts_down_with_the_work():
-    now = [0.0]
-    said = []
-    track = progress.Tracker(lambda **event: said.append(event), clock=lambda: now[0])
-    for stage, seconds in progress.EXPECTED.items():
-        for share in (0.0, 0.5, 1.0):
-            track(stage, share)
-            now[0] += seconds / 2 if share < 1 else 0.0
-    whole = sum(progress.EXPECTED.values())
-    late = [event for event in said if event["eta"] is not None]
-    assert all(abs(event["eta"] - whole * (1 - event["total"])) < 0.3 for event in late) and late[-1]["eta"] == 0
-
-
-def test_the_displacement_covers_both_volumes_but_not_the_whole_world():
-    near, far = made_grid((30, 30, 30), (4.0,) * 3), made_grid((30, 30, 30), (4.0,) * 3, center=(5000.0, 0.0, 0.0))
-    grid = made_grid((20, 20, 20), (5.0,) * 3, turn=(0.0, 10.0, 0.0))
-    shift = np.eye(4)
-    shift[:3, 3] = (30.0, 0.0, 0.0)
-    covering = outputs.covering_grid(grid, near, near, shift)
-    for points in (near.corners, near.corners - shift[:3, 3], grid.corners):
-        index = covering.index(points)
-        assert (index > 1).all() and (index < np.asarray(covering.size) - 2).all()
-    assert np.abs(np.rint(covering.index(grid.corners)) - covering.index(grid.corners)).max() < 1e-6
-    assert np.prod(outputs.covering_grid(grid, near, far, np.eye(4)).size) < 4 * np.prod(covering.size)
-
-
-def test_the_moved_volume_has_the_pixel_type_it_came_with():
-    image = FIXED.image(np.linspace(-300.4, 40000.6, int(np.prod(FIXED.size))).reshape(FIXED.shape).astype(np.float32))
-    whole = outputs.as_pixel(image, sitk.sitkInt16)
-    values = sitk.GetArrayFromImage(whole)
-    assert whole.GetPixelID() == sitk.sitkInt16 and values.min() == -300 and values.max() == 32767
-    assert outputs.as_pixel(image, sitk.sitkFloat64) is image
-
-
 def wait_for_stage(client, stage, limit=120):
     end = time.monotonic() + limit
     while time.monotonic() < end:
@@ -368,6 +290,3 @@ def is_gone(pid, limit=5):
             return True
         time.sleep(0.05)
     return False
-
-
-assert TEMPORARY_PREFIX

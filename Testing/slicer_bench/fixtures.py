@@ -88,8 +88,9 @@ def choose_pair(opened: Any, labels: bool = True) -> None:
 
 def set_quick(opened: Any, **more: Any) -> None:
     """Settings with which a made pair takes a moment."""
-    from RegMambaLib.registration.settings import Settings
     from RegMambaSlicer.parameters import write_settings
+
+    from RegMambaLib.registration.settings import Settings
 
     write_settings(opened.panel.parameters, Settings.from_dict(QUICK | more))
 

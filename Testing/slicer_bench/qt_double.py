@@ -9,10 +9,20 @@ from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
-WIDGETS = (
-    "QCheckBox QComboBox QDoubleSpinBox QFrame QLabel QLineEdit QProgressBar QPushButton QSpinBox QToolButton QWidget"
-).split()
-LAYOUTS = "QFormLayout QGridLayout QHBoxLayout QVBoxLayout".split()
+WIDGETS = [
+    "QCheckBox",
+    "QComboBox",
+    "QDoubleSpinBox",
+    "QFrame",
+    "QLabel",
+    "QLineEdit",
+    "QProgressBar",
+    "QPushButton",
+    "QSpinBox",
+    "QToolButton",
+    "QWidget",
+]
+LAYOUTS = ["QFormLayout", "QGridLayout", "QHBoxLayout", "QVBoxLayout"]
 
 
 def make_singletons_immortal() -> None:

@@ -59,7 +59,9 @@ class ctkCollapsibleButton(QWidget):
         painter = QPainter(self)
         bar = QRect(0, 1, self.width(), HEADER - 2)
         painter.fillRect(bar, self.palette().color(QPalette.ColorRole.Button).darker(104))
-        mark = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if self._collapsed else "\N{BLACK DOWN-POINTING SMALL TRIANGLE}"
+        mark = (
+            "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if self._collapsed else "\N{BLACK DOWN-POINTING SMALL TRIANGLE}"
+        )
         painter.drawText(bar.adjusted(8, 0, 0, 0), Qt.AlignmentFlag.AlignVCenter, f"{mark}  {self._text}")
 
 
