@@ -63,9 +63,10 @@ def working_grid(
     back = np.linalg.inv(affine)
     others = _box_corners(moving, moving_foreground) @ back[:3, :3].T + back[:3, 3]
     grid = _around(canonical(fixed), side, points, others)
-    voxels = float(np.prod(np.asarray(grid.size, float)))
-    if spacing == 0 and voxels > MOST_VOXELS:
-        grid = _around(canonical(fixed), side * float(np.cbrt(voxels / MOST_VOXELS)), points, others)
+    while spacing == 0 and (voxels := float(np.prod(np.asarray(grid.size, float)))) > MOST_VOXELS:
+        # A little more than the ratio asks for: the margin counts in voxels and does not shrink along.
+        side *= 1.02 * float(np.cbrt(voxels / MOST_VOXELS))
+        grid = _around(canonical(fixed), side, points, others)
     return grid
 
 
