@@ -79,3 +79,14 @@ def test_a_fold_free_result_is_left_alone_the_second_time():
     twice, first, _ = remove_folds(once)
     assert first == 0
     np.testing.assert_array_equal(once, twice)
+
+
+def test_the_border_can_be_kept_as_it_is():
+    rng = np.random.default_rng(3)
+    u = np.zeros((3, 20, 20, 20), np.float32)
+    u[:, 1:-1, 1:-1, 1:-1] = 3 * rng.normal(size=(3, 18, 18, 18))
+    repaired, first, left = remove_folds(u, keep_border=True)
+    assert first > 0 and left == 0
+    for axis in range(1, 4):
+        for end in (0, -1):
+            assert not np.take(repaired, end, axis=axis).any()

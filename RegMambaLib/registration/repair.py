@@ -51,7 +51,7 @@ def repair_and_invert(displacement: np.ndarray, spacing: float, *, repair: bool 
     u, repaired, folded = displacement, 0, 0
     for margin in MARGINS:
         if repair:
-            u, touched, folded = remove_folds(u, margin=margin)
+            u, touched, folded = remove_folds(u, margin=margin, keep_border=True)
             repaired = max(repaired, touched)
         inverse, error = fields.invert(u)
         worst = float(error.max())
@@ -60,8 +60,12 @@ def repair_and_invert(displacement: np.ndarray, spacing: float, *, repair: bool 
     return Repaired(u, inverse, repaired, folded, worst)
 
 
-def remove_folds(displacement: np.ndarray, *, margin: float = MARGIN, rounds: int = 200) -> tuple[np.ndarray, int, int]:
+def remove_folds(
+    displacement: np.ndarray, *, margin: float = MARGIN, rounds: int = 200, keep_border: bool = False
+) -> tuple[np.ndarray, int, int]:
     """Smooth (3, k, j, i) locally until no finite-difference Jacobian is below `margin`.
+
+    With `keep_border` the outermost voxels stay as they are: a displacement that has faded out there still does.
 
     Returns:
         The displacement, the number of voxels that were below the margin, and the number that still are (0 unless
@@ -78,7 +82,7 @@ def remove_folds(displacement: np.ndarray, *, margin: float = MARGIN, rounds: in
             break
         radius = 2 + n // PATIENCE
         near = _neighbourhood(bad, radius, 2 * n + 1, stamp)
-        _smooth_at(u, near)
+        _smooth_at(u, near, keep_border)
         bad = _below(u, _neighbourhood(bad, radius + 1, 2 * n + 2, stamp), np.float32(margin))
     return u, first, bad.size
 
@@ -110,7 +114,7 @@ def _neighbourhood(centres, radius, mark, stamp):
 
 
 @njit(**HELPER)
-def _smooth_at(u, voxels):
+def _smooth_at(u, voxels, keep_border):
     """One binomial (1 2 1)^3 smoothing of u at the given voxels, all read before any is written; borders repeat."""
     Z, Y, X = u.shape[1:]
     values = np.empty((voxels.size, 3), np.float32)
@@ -129,8 +133,11 @@ def _smooth_at(u, voxels):
             values[n, k] = total * np.float32(1 / 64)
     for n in range(voxels.size):
         z, rest = voxels[n] // (Y * X), voxels[n] % (Y * X)
+        y, x = rest // X, rest % X
+        if keep_border and (z == 0 or y == 0 or x == 0 or z == Z - 1 or y == Y - 1 or x == X - 1):
+            continue
         for k in range(3):
-            u[k, z, rest // X, rest % X] = values[n, k]
+            u[k, z, y, x] = values[n, k]
 
 
 @njit(**HELPER)

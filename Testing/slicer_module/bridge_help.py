@@ -18,13 +18,8 @@ for folder in (ROOT, ROOT / "RegMamba"):
 if not any(metadata.distributions(name="slicer-core")):
     pytest.skip("slicer-core is not installed", allow_module_level=True)
 
-# slicer-core extends its package by every folder `slicer` that is on the path, and this one is beside conftest.py.
-_path, sys.path[:] = sys.path[:], [p for p in sys.path if Path(p).resolve() != ROOT / "Testing"]
-import slicer  # noqa: E402
-
-sys.path[:] = _path
-
 import SimpleITK as sitk  # noqa: E402
+import slicer  # noqa: E402
 import slicer.util  # noqa: E402
 import vtk  # noqa: E402
 from RegMambaSlicer.space import FLIP, flip_axes, to_vtk  # noqa: E402
