@@ -30,6 +30,8 @@ Progress = Callable[[str, float], None]
 
 # Voxels around the anatomy that refinement still looks at.
 RIM = 5
+# Share of a face of the image that anatomy covers where it goes on beyond.
+CUT_OFF = 0.02
 # mm at which contrasts are compared: small misalignments do not count, inner structure still does.
 CONTRAST_SPACING = 4.0
 # Correlation of the linearly aligned intensities below which the images are taken to differ in contrast.
@@ -313,11 +315,11 @@ def _weight(
 
     weight = None
     for side, transform, mask in zip(sides, through, masks, strict=True):
+        if mask is None and not _cut_off(side):
+            continue
         inside = sitk.Image(side.image.GetSize(), sitk.sitkUInt8) + 1 if mask is None else mask != 0
         inside.CopyInformation(side.image)
         part = sitk.GetArrayFromImage(grid.resample(sitk.Cast(inside, sitk.sitkUInt8), transform, labels=True))
-        if mask is None and not _cut_off(part, side, grid, transform):
-            continue
         # A window counts if all of it lies inside, unless the mask is too thin to hold any window.
         whole = minimum_filter(part, size=window)
         part = whole if whole.any() else part
@@ -325,17 +327,12 @@ def _weight(
     return np.empty((0, 0, 0), np.float32) if weight is None else weight
 
 
-def _cut_off(inside: np.ndarray, side: Prepared, grid: Grid, transform: sitk.Transform) -> bool:
-    """Whether the anatomy reaches the border of the image's field of view within the grid."""
-    if inside.all():
-        return False
-    import SimpleITK as sitk
-    from scipy.ndimage import minimum_filter
-
-    image = sitk.GetArrayViewFromImage(grid.resample(side.image, transform))
-    rim = (inside == 1) & (minimum_filter(inside, size=3) == 0)
-    # A few bright voxels at the border are noise or a nose.
-    return float((image[rim] > side.threshold).mean() if rim.any() else 0.0) > 0.02
+def _cut_off(side: Prepared) -> bool:
+    """Whether the anatomy reaches a face of the image, where the field of view ends before it does."""
+    anatomy = side.foreground()
+    faces = [np.take(anatomy, end, axis=axis) for axis in range(3) for end in (0, -1)]
+    # A few bright voxels at a face are noise or a nose.
+    return max(float(face.mean()) for face in faces) > CUT_OFF
 
 
 def _same_contrast(pair: Pair, spacing: float) -> bool:
