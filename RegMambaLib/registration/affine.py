@@ -37,6 +37,20 @@ class Side:
     mask: sitk.Image | None = None
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """ITK adds its threads' shares up in any order, so that a descent would not repeat; one thread does."""
+    import SimpleITK as sitk
+
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+@_one_thread()
 def align(
     fixed: Side,
     moving: Side,
@@ -60,40 +74,10 @@ def align(
         progress: called with the share done; may raise to cancel.
     """
     center, extent = _center(fixed)
-    levels = tuple(
+    search, coarse, fine = (
         _Level(_shrink(fixed, extent / n), _shrink(moving, extent / n), samples, seed, initial) for n, samples in LEVELS
     )
     tell = progress or (lambda share: None)
-    with _one_thread():
-        found = _search(levels, fixed, moving, center, kind, initial, principal_axes, tell)
-    return found if initial is None else initial @ found
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """ITK adds its threads' shares up in any order, so that a descent would not repeat; one thread does."""
-    import SimpleITK as sitk
-
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _search(
-    levels: tuple[_Level, ...],
-    fixed: Side,
-    moving: Side,
-    center: np.ndarray,
-    kind: str,
-    initial: np.ndarray | None,
-    principal_axes: bool,
-    tell: Callable[[float], None],
-) -> np.ndarray:
-    """The 4x4 map that is applied before `initial`, from coarse to fine."""
-    search, coarse, fine = levels
     starts = [np.eye(4)] if initial is not None else _starts(fixed, moving, center, principal_axes)
     ranked = sorted((_rigid(center, start) for start in starts), key=search.evaluate)
     tell(0.1)
@@ -106,7 +90,7 @@ def _search(
     fine.correlation = -fine.evaluate(transform, correlation=True) > SAME_CONTRAST
     found = affine_matrix(fine.optimise(transform, 3))
     tell(1.0)
-    return found
+    return found if initial is None else initial @ found
 
 
 def _center(side: Side) -> tuple[np.ndarray, float]:

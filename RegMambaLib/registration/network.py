@@ -10,7 +10,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial import fields
-from .refine import shrink
 
 if TYPE_CHECKING:
     from ..networks.base import RegistrationNetwork
@@ -76,25 +75,20 @@ def predict(
     network: RegistrationNetwork,
     fixed: np.ndarray,
     moving: np.ndarray,
-    spacing: float,
     *,
     device: str = "cpu",
     samples: int = 0,
     seed: int = 0,
 ) -> Prediction:
-    """Run the network on a pair of the working grid.
+    """Run the network on a pair that is on its own grid (see `network_shape`).
 
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1], linearly aligned.
-        spacing: of the working grid, mm.
         samples: posterior samples for the uncertainty; 0 for none.
     """
     import torch
 
-    shape = network_shape(fixed.shape, spacing)
-    small, other = (
-        torch.from_numpy(shrink(a, shape) if shape != a.shape else a)[None, None].to(device) for a in (moving, fixed)
-    )
+    small, other = (torch.from_numpy(volume)[None, None].to(device) for volume in (moving, fixed))
     flow, spread = network.to(device).predict(small, other, samples, seed=seed)
     return Prediction(flow[0].float().cpu().numpy(), None if spread is None else spread[0, 0].float().cpu().numpy())
 
@@ -112,7 +106,7 @@ def helps(fixed: np.ndarray, moving: np.ndarray, displacement: np.ndarray) -> tu
     Args:
         fixed, moving: (k, j, i) on the displacement's grid.
 
-    The similarity is the mean LNCC of 7-voxel windows where either image has anatomy; contrast may be inverted.
+    The similarity is that of `mean_lncc`.
     """
     moved = fields.warp(moving, displacement)
     before, after = mean_lncc(fixed, moving), mean_lncc(fixed, moved)

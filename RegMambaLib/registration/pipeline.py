@@ -16,7 +16,7 @@ from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
 from .affine import Side, align
 from .grid import fade, working_grid
-from .network import Prediction, helps, load_weights, predict, weights_contrast
+from .network import Prediction, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
 from .refine import Pair, refine, shrink
 from .repair import repair_and_invert
@@ -363,11 +363,9 @@ def _network(
     from ..scan import use_backend
 
     network = load_weights(settings.weights)
+    level = pair.at(network_shape(pair.fixed.shape, spacing))
     with use_backend(settings.scan):
-        found = predict(
-            network, pair.fixed, pair.moving, spacing, device=device, samples=settings.samples, seed=settings.seed
-        )
-    level = pair.at(found.displacement.shape[1:])  # type: ignore[arg-type]
+        found = predict(network, level.fixed, level.moving, device=device, samples=settings.samples, seed=settings.seed)
     better, before, after = helps(level.fixed, level.moving, found.displacement)
     details.update(network_similarity=[before, after], network_used=better)
     if not better:
