@@ -12,13 +12,15 @@ import typer
 
 from RegMambaLib.errors import InputError, RegMambaError
 from RegMambaLib.io.atomic import staged_file
-from RegMambaLib.networks import build_network, save_network
+from RegMambaLib.networks import build_network, load_network, save_network
 from RegMambaLib.networks.base import RegistrationNetwork
 from RegMambaLib.training.anatomy import load_anatomies
+from RegMambaLib.training.synthetic import GENERAL, SyntheticSettings
 from RegMambaLib.training.trainer import TrainingSettings, train
 from RegMambaLib.training.validation import load_validation_pairs
 
 _DEFAULTS = TrainingSettings()
+_CONTRASTS = {"t1": SyntheticSettings(), "any": GENERAL}
 
 
 def _overrides(text: str) -> dict[str, object]:
@@ -46,9 +48,12 @@ def pretrain(
     smoothness: Annotated[float, typer.Option(help="Weight of the diffusion loss.")] = _DEFAULTS.smoothness,
     dice: Annotated[float, typer.Option(help="Weight of Dice on the known labels; 0: none.")] = _DEFAULTS.dice,
     window: Annotated[int, typer.Option(help="LNCC window, voxels.")] = _DEFAULTS.window,
+    average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = _DEFAULTS.average,
     validation: Annotated[
         Path | None, typer.Option(help="CSV of real pairs: fixed,moving,fixed_labels,moving_labels.")
     ] = None,
+    contrast: Annotated[str, typer.Option(help="t1: both images T1-like; any: each its own, and shapes too.")] = "t1",
+    start: Annotated[Path | None, typer.Option(help="Weights to begin from (.safetensors).")] = None,
     note: Annotated[str, typer.Option(help="One line about these weights, kept in the file.")] = "",
     network: Annotated[str, typer.Option(help="Name of the network.")] = "regmamba",
     network_options: Annotated[str, typer.Option(help="Settings of the network, as JSON.")] = "{}",
@@ -67,8 +72,12 @@ def pretrain(
         smoothness=smoothness,
         dice=dice,
         window=window,
+        average=average,
     )
-    model = build_network(network, **_overrides(network_options)).to(device)
+    if contrast not in _CONTRASTS:
+        raise InputError(f"There is no contrast {contrast!r}; give one of {', '.join(_CONTRASTS)}.")
+    model = load_network(start) if start else build_network(network, **_overrides(network_options))
+    model = model.float().to(device)
     pairs = load_validation_pairs(validation) if validation else []
     out.parent.mkdir(parents=True, exist_ok=True)
     train(
@@ -76,8 +85,18 @@ def pretrain(
         load_anatomies(labels),
         work,
         settings,
+        synthetic=_CONTRASTS[contrast],
         validation=pairs,
-        on_save=lambda _, done: _save(model, out, {"note": note, "steps": done, "settings": asdict(settings)}),
+        on_save=lambda _, done: _save(
+            model,
+            out,
+            {
+                "note": note,
+                "contrast": "any" if contrast == "any" else "same",
+                "steps": done,
+                "settings": asdict(settings),
+            },
+        ),
     )
     typer.echo(f"Wrote {out} after {steps} steps; the log is {work / 'log.csv'}.")
 

@@ -1,9 +1,11 @@
-"""Pairs of made-up T1 brains from label maps: known anatomy, random contrast, any size and spacing.
+"""Pairs of made-up images from label maps: known anatomy, random contrast, any size and spacing.
 
 Method: SynthSeg (Billot et al., Medical Image Analysis 2023) and SynthMorph (Hoffmann et al., IEEE TMI
-2022), with T1-like instead of arbitrary contrast, because this network is compared on T1 pairs by local
-correlation, and with two different subjects in a pair, because cortical folding differs between people and
-no smooth random deformation makes that difference.
+2022), with two different subjects in a pair, because cortical folding differs between people and no smooth
+random deformation makes that difference. `SyntheticSettings()` makes T1-like pairs of brains; `GENERAL` makes
+pairs whose two images differ in contrast, and shapes that are no brains. There each pair also has two clean
+images of one contrast, which no network sees: the loss compares those, so that contrast-free training can use
+local correlation, which says more about a pair than the overlap of labels does.
 """
 
 from __future__ import annotations
@@ -17,30 +19,11 @@ from numba import njit
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from RegMambaLib.training.anatomy import RIM_FAR, RIM_MIDDLE, RIM_NEAR, SULCAL_CSF, Anatomy
+from RegMambaLib.training.anatomy import SULCAL_CSF, Anatomy
+from RegMambaLib.training.contrast import CSF_LABELS, RIMS, other_contrast, t1_table
+from RegMambaLib.training.shapes import random_shapes
 
 Range = tuple[float, float]
-
-_CSF_LABELS = (4, 5, 14, 15, 24, 43, 44, 72, SULCAL_CSF, RIM_NEAR, RIM_MIDDLE, RIM_FAR)
-# Brightness of a structure in T1 between grey (0) and white matter (1); what is not listed counts as grey, a
-# little above cortex. Set by eye in the usual order of T1; `SyntheticSettings.structure_spread` blurs it.
-_WHITENESS = {
-    **dict.fromkeys((2, 41), 1.0),
-    **dict.fromkeys((3, 42), 0.0),
-    **dict.fromkeys((7, 46), 0.9),
-    **dict.fromkeys((8, 47), 0.05),
-    **dict.fromkeys((10, 49), 0.5),
-    **dict.fromkeys((11, 50), 0.1),
-    **dict.fromkeys((12, 51), 0.25),
-    **dict.fromkeys((13, 52), 0.7),
-    **dict.fromkeys((17, 53, 18, 54), 0.05),
-    **dict.fromkeys((26, 58), 0.15),
-    **dict.fromkeys((28, 60), 0.75),
-    16: 0.8,
-    85: 0.6,
-    **dict.fromkeys((25, 57), 0.6),
-}
-_OTHER_WHITENESS = 0.3
 
 
 @dataclass(frozen=True)
@@ -71,6 +54,16 @@ class SyntheticSettings:
         gamma: standard deviation of the logarithm of the exponent, normal.
         keep_csf: probability that sulcal CSF stays in the image after skull-stripping.
         keep_rim: probability that the next shell outside the brain stays, given that the last one did.
+        other_contrast: probability that an image has any contrast, its own, instead of a T1-like one.
+        thick: sigma of the blur along one axis, as thick slices have it, in voxels.
+        shapes: probability that a pair shows random shapes instead of brains.
+        shape_bend: `coarse_bend` of shapes; both images are deformed from one map.
+        shape_count, shape_knots: how many shapes there are, and the distance between the random values
+            that they come from.
+        crops: probability that a pair of brains is a cut-out of them, as a small field of view gives.
+        crop_size: its edge in voxels.
+        crop_spacing: its spacing.
+        crop_shift: largest distance of its centre from that of the brain, along each axis.
     """
 
     pose_rotation: float = 10.0
@@ -95,16 +88,46 @@ class SyntheticSettings:
     gamma: float = 0.12
     keep_csf: float = 0.9
     keep_rim: float = 0.6
+    other_contrast: float = 0.0
+    thick: Range = (0.0, 0.0)
+    shapes: float = 0.0
+    shape_bend: float = 5.0
+    shape_count: tuple[int, int] = (8, 20)
+    shape_knots: Range = (14.0, 40.0)
+    crops: float = 0.0
+    crop_size: tuple[int, int] = (56, 72)
+    crop_spacing: Range = (1.0, 1.6)
+    crop_shift: float = 40.0
+
+
+# Any contrast, noisier and less even images, shapes and cut-outs.
+GENERAL = SyntheticSettings(
+    other_contrast=1.0,
+    structure_spread=0.08,
+    texture=(0.0, 0.08),
+    noise=(0.0, 0.06),
+    bias=(0.0, 0.3),
+    gamma=0.2,
+    thick=(0.0, 1.5),
+    shapes=0.2,
+    crops=0.2,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two images float32 (H, W, D) in 0..1 with background 0, and their labels uint8 of the same shape."""
+    """Two images float32 (H, W, D) in 0..1 with background 0, and their labels uint8 of the same shape.
+
+    The clean images show the same two anatomies, without noise and in one contrast, where the contrasts of
+    the images differ; else they are the images themselves.
+    """
 
     fixed: np.ndarray
     moving: np.ndarray
     fixed_labels: np.ndarray
     moving_labels: np.ndarray
+    fixed_clean: np.ndarray
+    moving_clean: np.ndarray
 
 
 @njit(nogil=True, cache=True)
@@ -159,71 +182,93 @@ def _random_affine(rng: np.random.Generator, settings: SyntheticSettings) -> tup
     return turn @ shear @ size, rng.uniform(-settings.shift, settings.shift, 3)
 
 
-def _brightness(rng: np.random.Generator, settings: SyntheticSettings, grey: float, csf: float) -> np.ndarray:
-    """Mean intensity of every label number, float32 (256,)."""
-    grey += settings.contrast_spread * rng.standard_normal()
-    csf = max(0.0, csf + settings.contrast_spread * rng.standard_normal())
-    table = np.full(256, grey + _OTHER_WHITENESS * (1 - grey))
-    for label, whiteness in _WHITENESS.items():
-        table[label] = grey + whiteness * (1 - grey)
-    table += settings.structure_spread * rng.standard_normal(256)
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What the two images of a pair share: brightness of cortex and CSF, or a whole table; pose; frame."""
+
+    shape: tuple[int, int, int]
+    spacing: float
+    pose: tuple[np.ndarray, np.ndarray]
+    table: np.ndarray
+
+
+def _brightness(rng: np.random.Generator, settings: SyntheticSettings, table: np.ndarray) -> np.ndarray:
+    """The table of one image (256,): the pair's T1-like one with its own small differences and shells outside."""
+    csf = max(0.0, table[CSF_LABELS[0]] + settings.contrast_spread * rng.standard_normal())
+    grey = settings.contrast_spread * rng.standard_normal()
+    out = table + grey * (1 - table) + settings.structure_spread * rng.standard_normal(256)
     # The two sides of the brain are told apart by the label numbers, not by the scanner.
     for left, right in ((2, 41), (3, 42), (7, 46), (8, 47)):
-        table[right] = table[left] + 0.2 * (table[right] - table[left])
-    table[list(_CSF_LABELS)] = csf
-    table[SULCAL_CSF] = csf if rng.random() < settings.keep_csf else 0.0
-    rim = np.cumprod(rng.random(3) < settings.keep_rim)
-    table[[RIM_NEAR, RIM_MIDDLE, RIM_FAR]] = csf * rim
-    table[0] = 0.0
-    return np.maximum(table, 0).astype(np.float32)
+        out[right] = out[left] + 0.2 * (out[right] - out[left])
+    out[list(CSF_LABELS)] = csf
+    out[SULCAL_CSF] = csf if rng.random() < settings.keep_csf else 0.0
+    out[list(RIMS)] = csf * np.cumprod(rng.random(3) < settings.keep_rim)
+    out[0] = 0.0
+    return np.maximum(out, 0)
 
 
-def render_brain(
-    anatomy: Anatomy,
-    *,
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    spacing: float,
-    pose: tuple[np.ndarray, np.ndarray],
-    grey: float,
-    csf: float,
-    settings: SyntheticSettings,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One deformed brain: image float32 in 0..1 and labels uint8, both `shape` voxels of `spacing` mm.
-
-    pose: (3, 3) rotation and (3,) shift in mm, before the brain's own; `grey`, `csf` as in the settings.
-    """
+def _render_image(
+    anatomy: Anatomy, look: _Look, rng: np.random.Generator, settings: SyntheticSettings, brain: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One deformed anatomy: image float32 in 0..1, labels uint8, clean image float32, all of the look's shape."""
+    shape, spacing = look.shape, look.spacing
     affine, shift = _random_affine(rng, settings)
-    matrix, shift = affine @ pose[0] * spacing, shift + affine @ pose[1]
+    matrix, shift = affine @ look.pose[0] * spacing, shift + affine @ look.pose[1]
     offset = (np.array(anatomy.labels.shape) - 1) / 2 + shift - matrix @ ((np.array(shape) - 1) / 2)
     # Smooth fields are made on a grid of every fourth voxel: 64 times fewer values to draw and filter.
     coarse, step = tuple(-(-n // 4) + 1 for n in shape), 4 * spacing
+    coarse_bend = settings.coarse_bend if brain else settings.shape_bend
     bend = np.stack(
         [
             _stretched(
-                _smooth_noise(rng, coarse, settings.coarse_knots / step, rng.uniform(0, settings.coarse_bend))
+                _smooth_noise(rng, coarse, settings.coarse_knots / step, rng.uniform(0, coarse_bend))
                 + _smooth_noise(rng, coarse, settings.fine_knots / step, rng.uniform(0, settings.fine_bend)),
                 shape,
             )
             for _ in range(3)
         ]
     )
-    log_bias = _smooth_noise(rng, coarse, settings.bias_knots / step, rng.uniform(*settings.bias))
-    image, labels = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    _render(anatomy.labels, _brightness(rng, settings, grey, csf), matrix, offset, bend, image, labels)
+    log_bias = _stretched(_smooth_noise(rng, coarse, settings.bias_knots / step, rng.uniform(*settings.bias)), shape)
+    table = _brightness(rng, settings, look.table) if brain else look.table
+    render = partial(_rendered, anatomy.labels, matrix=matrix, offset=offset, bend=bend)
+    image, labels = render(table)
     inside = image > 0.02
-    grain = rng.standard_normal(shape, dtype=np.float32)
+    if settings.other_contrast == 0:
+        image = _scanned(image, inside, log_bias, rng, settings)
+        return image, labels, image
+    clean = ndimage.gaussian_filter(render(look.table)[0], 0.5)
+    if rng.random() < settings.other_contrast:
+        image, _ = render(other_contrast(rng, table))
+    return _scanned(image, inside, log_bias, rng, settings), labels, clean
+
+
+def _rendered(
+    labels: np.ndarray, table: np.ndarray, *, matrix: np.ndarray, offset: np.ndarray, bend: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness float32 and labels uint8 on the grid of `bend`."""
+    image, out_labels = np.empty(bend.shape[1:], np.float32), np.empty(bend.shape[1:], np.uint8)
+    _render(labels, table.astype(np.float32), matrix, offset, bend, image, out_labels)
+    return image, out_labels
+
+
+def _scanned(
+    image: np.ndarray, inside: np.ndarray, log_bias: np.ndarray, rng: np.random.Generator, settings: SyntheticSettings
+) -> np.ndarray:
+    """What a scanner makes of true brightness: blur, grain, bias field, noise, grey scale; 0 where not `inside`."""
+    grain = rng.standard_normal(image.shape, dtype=np.float32)
     smooth_grain = ndimage.gaussian_filter(grain, 1.5, truncate=2)
     smooth_grain *= rng.uniform(*settings.texture) / smooth_grain.std()
-    image = ndimage.gaussian_filter(image, rng.uniform(*settings.blur)) * (1 + smooth_grain)
-    image *= _stretched(np.exp(log_bias), shape)
-    image += rng.uniform(*settings.noise) * rng.standard_normal(shape, dtype=np.float32)
+    blur = np.full(3, rng.uniform(*settings.blur))
+    blur[rng.integers(3)] += rng.uniform(*settings.thick)
+    image = ndimage.gaussian_filter(image, blur) * (1 + smooth_grain)
+    image *= np.exp(log_bias)
+    image += rng.uniform(*settings.noise) * rng.standard_normal(image.shape, dtype=np.float32)
     # Skull-stripped images are exactly 0 outside, and the pipeline scales them by a high percentile of the
     # inside.
     image = np.where(inside, np.maximum(image, 0), 0)
     if inside.any():
         image = np.minimum(image / max(float(np.percentile(image[inside], 99.5)), 1e-6), 1)
-    return (image ** np.exp(settings.gamma * rng.standard_normal())).astype(np.float32), labels
+    return (image ** np.exp(settings.gamma * rng.standard_normal())).astype(np.float32)
 
 
 def random_pair(
@@ -234,22 +279,31 @@ def random_pair(
     spacing: float,
     settings: SyntheticSettings,
 ) -> Pair:
-    """Two different subjects with one kind of contrast, each deformed on its own.
+    """Two different subjects, or one set of shapes twice, each deformed on its own.
 
     Args:
         anatomies: at least two.
         rng: source of all randomness; an equal state gives an equal pair.
         shape: (H, W, D) of the images in voxels, along S, P, L.
-        spacing: of the voxels, mm, the same along all axes.
+        spacing: of the voxels, mm, the same along all axes. Cut-outs have a shape and spacing of their own.
     """
-    first, second = rng.choice(len(anatomies), 2, replace=False)
-    grey, csf = rng.uniform(*settings.grey), rng.uniform(*settings.csf)
-    pose = (
-        _random_rotation(rng, settings.pose_rotation),
-        rng.uniform(-settings.pose_shift, settings.pose_shift, 3),
-    )
-    how = partial(render_brain, rng=rng, shape=shape, spacing=spacing, settings=settings)
-    render = partial(how, pose=pose, grey=grey, csf=csf)
-    fixed, fixed_labels = render(anatomies[first])
-    moving, moving_labels = render(anatomies[second])
-    return Pair(fixed, moving, fixed_labels, moving_labels)
+    brain = rng.random() >= settings.shapes
+    if brain:
+        first, second = (anatomies[i] for i in rng.choice(len(anatomies), 2, replace=False))
+        table = t1_table(rng.uniform(*settings.grey), rng.uniform(*settings.csf))
+    else:
+        first = second = random_shapes(
+            rng, int(rng.integers(*settings.shape_count)), settings.shape_knots, bool(rng.random() < 0.5)
+        )
+        table = rng.uniform(0.1, 1.0, 256)
+        table[0] = 0.0
+    reach = settings.pose_shift
+    if brain and rng.random() < settings.crops:
+        edges = rng.integers(*settings.crop_size, size=3)
+        shape = int(edges[0]), int(edges[1]), int(edges[2])
+        spacing, reach = rng.uniform(*settings.crop_spacing), settings.crop_shift
+    pose = _random_rotation(rng, settings.pose_rotation), rng.uniform(-reach, reach, 3)
+    render = partial(_render_image, look=_Look(shape, spacing, pose, table), rng=rng, settings=settings, brain=brain)
+    fixed, fixed_labels, fixed_clean = render(first)
+    moving, moving_labels, moving_clean = render(second)
+    return Pair(fixed, moving, fixed_labels, moving_labels, fixed_clean, moving_clean)

@@ -143,12 +143,12 @@ def pair_loss(
     fixed, moving = (torch.from_numpy(x)[None, None].to(device) for x in (pair.fixed, pair.moving))
     displacement = network(moving, fixed)
     chosen = _common_labels(pair, (settings.seed, step), settings.labels_per_step) if settings.dice else []
-    carried = moving
+    compared, carried = (torch.from_numpy(x)[None, None].to(device) for x in (pair.fixed_clean, pair.moving_clean))
     if chosen:
-        carried = torch.cat([moving, _one_hot(pair.moving_labels, chosen).to(device)], dim=1)
+        carried = torch.cat([carried, _one_hot(pair.moving_labels, chosen).to(device)], dim=1)
     moved = warp(carried, displacement)
-    halves = [torch.nn.functional.avg_pool3d(x, 2) for x in (fixed, moved[:, :1])]
-    similarity = (1 - settings.coarse_share) * lncc_loss(fixed, moved[:, :1], window=settings.window)
+    halves = [torch.nn.functional.avg_pool3d(x, 2) for x in (compared, moved[:, :1])]
+    similarity = (1 - settings.coarse_share) * lncc_loss(compared, moved[:, :1], window=settings.window)
     similarity = similarity + settings.coarse_share * lncc_loss(*halves, window=settings.window)
     smoothness = diffusion_loss(displacement)
     loss = similarity + settings.smoothness * smoothness
