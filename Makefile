@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 TORCH_INSTALLED := $(VENV)/torch.$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/development
+BENCHED := $(VENV)/benched
+# Options of benchmarks.registration: make bench BENCH="--resume --repeat 3"
+BENCH ?=
 PIP := $(BIN)/python -m pip
 
 .PHONY: help install demo test lint types format bench clean
@@ -19,7 +22,7 @@ help:
 	@echo "make demo      register MNI152 to a deformed copy of it, into $(OUTPUT)"
 	@echo "make test      lint, format, types and tests"
 	@echo "make lint      ruff alone;  make types  mypy alone;  make format  rewrite the code in house style"
-	@echo "make bench     time and score registrations of real brains"
+	@echo "make bench     time and score RegMamba and other tools on real images, into docs/benchmarks.md"
 	@echo "make install   the library and its command into $(VENV)"
 	@echo "make clean     remove $(VENV), caches and $(OUTPUT)"
 
@@ -60,8 +63,16 @@ format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEVELOPMENT)
-	$(BIN)/python benchmarks/registration.py
+$(BENCHED): $(DEVELOPMENT)
+	$(PIP) install --constraint $(VENV)/constraints.txt --editable '.[demo,test,bench]'
+	$(PIP) install --no-deps fireants
+	touch $@
+
+bench: $(BENCHED)
+	$(BIN)/python -m benchmarks.registration $(BENCH)
+	$(BIN)/python -m benchmarks.scan
+	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

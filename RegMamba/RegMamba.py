@@ -170,13 +170,13 @@ class RegMambaLogic(ScriptedLoadableModuleLogic):
         """Register `moving` to `fixed`, volumes in the scene.
 
         settings: names and values of RegMambaLib's `Settings`; its defaults for the rest.
-        outputs: `RegMambaSlicer.logic.JobOutputs`; by default a new transform and moved volume, and moved labels
+        outputs: `RegMambaSlicer.nodes.JobOutputs`; by default a new transform and moved volume, and moved labels
             where labels are given.
         Waits and returns (nodes by name, report), and raises an error with the message if it fails; or, with
         waitForCompletion=False, returns at once, and a timer that calls `job.poll()` brings
         onProgress(stage, share, total, secondsLeft), onDone(report) and onError(kind, message).
         """
-        from RegMambaSlicer.logic import NEW, JobInputs, JobOutputs
+        from RegMambaSlicer.nodes import NEW, JobInputs, JobOutputs
 
         if outputs is None:
             outputs = JobOutputs(transform=NEW, volume=NEW, labels=NEW if movingLabels else None)

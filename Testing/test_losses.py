@@ -160,6 +160,87 @@ def test_dirichlet_divergence_equals_the_formula_and_is_zero_at_the_prior():
     assert torch.isfinite(loss) and torch.isfinite(extreme.grad).all() and loss > 0
 
 
+def reference_nmi(f: np.ndarray, m: np.ndarray, bins: int) -> float:
+    def spline(x):
+        x = abs(x)
+        return 2 / 3 - x**2 + x**3 / 2 if x < 1 else max(0.0, 2 - x) ** 3 / 6
+
+    def windows_of(image):
+        place = 1 + (bins - 3) * (image.ravel() - image.min()) / np.ptp(image)
+        return np.array([[spline(p - b) for b in range(bins)] for p in place])
+
+    wf, wm = windows_of(f), windows_of(m)
+    np.testing.assert_allclose(wf.sum(axis=1), 1)
+    joint = sum(np.outer(a, b) for a, b in zip(wf, wm, strict=True)) / f.size
+
+    def entropy(p):
+        return -sum(v * math.log(v) for v in p.ravel() if v > 0)
+
+    return 2 - (entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0))) / entropy(joint)
+
+
+def test_nmi_equals_the_voxel_by_voxel_histogram(monkeypatch):
+    f, m = image(2, 1, 5, 4, 6), image(2, 1, 5, 4, 6, seed=1) * 300 - 40
+    expected = np.mean([reference_nmi(f[k, 0].numpy(), m[k, 0].numpy(), 12) for k in range(2)])
+    assert float(losses.nmi_loss(f, m, bins=12)) == pytest.approx(expected)
+    # However the voxels are cut into pieces.
+    monkeypatch.setattr("RegMambaLib.losses.nmi._CHUNK", 37)
+    assert float(losses.nmi_loss(f, m, bins=12)) == pytest.approx(expected)
+
+
+def test_nmi_sees_any_relation_of_intensities_and_shift():
+    f = torch.nn.functional.avg_pool3d(image(1, 1, 26, 26, 26), 3, 2)
+    related = (f - 0.5) ** 2 * 1e6
+    same, mapped = losses.nmi_loss(f, f), losses.nmi_loss(f, related)
+    assert same < mapped < losses.nmi_loss(f, related.roll(2, dims=2)) - 0.02 < 1
+    assert float(losses.nmi_loss(f, f * 1e9)) == pytest.approx(float(same))
+    assert float(losses.nmi_loss(f, torch.full_like(f, 7))) == pytest.approx(1)
+
+
+def test_inverse_consistency_is_zero_for_a_shift_and_back_and_the_gradient_of_the_round_trip():
+    shift = torch.ones(1, 3, 6, 6, 6, dtype=torch.float64)
+    assert float(losses.inverse_consistency_loss(shift, -shift)) == pytest.approx(0, abs=1e-12)
+    h, w, d = (c.double() for c in torch.meshgrid(*map(torch.arange, (6, 6, 6)), indexing="ij"))
+    there = torch.stack([0.1 * h, 0 * w, 0 * d])[None]
+    back = torch.stack([0 * h, 0 * w, 0.2 * h])[None]
+    inside = slice(0, 5)  # the last voxels leave the grid, where the edge value holds
+    # x + there, then back at that place: (1.1 h, w, d + 0.2 * 1.1 h); its gradient less the identity is constant.
+    got = losses.inverse_consistency_loss(there[:, :, inside], back[:, :, inside])
+    trip = np.stack([0.1 * h.numpy(), 0 * h.numpy(), 0.2 * np.minimum(1.1 * h.numpy(), 4)])[:, :5]
+    expected = sum((np.diff(trip, axis=axis + 1) ** 2).mean() * 3 for axis in range(3))
+    assert float(got) == pytest.approx(expected)
+
+
+def test_pac_bayes_bound_solves_its_equation():
+    def kl(q, b):
+        return q * math.log(q / b) + (1 - q) * math.log((1 - q) / (1 - b))
+
+    for risk, divergence, examples, delta in (
+        (0.3, 0.0, 1000, 0.05),
+        (0.6, 2.5, 50, 0.01),
+        (0.01, 10.0, 400, 0.1),
+    ):
+        b = float(
+            losses.pac_bayes_bound(
+                torch.tensor(risk, dtype=torch.float64), torch.tensor(divergence), examples, delta=delta
+            )
+        )
+        reach = (divergence + math.log(2 * math.sqrt(examples) / delta)) / examples
+        assert b > risk and kl(risk, b) == pytest.approx(reach, rel=1e-9)
+    few, many = (float(losses.pac_bayes_bound(torch.tensor(0.3), torch.tensor(1.0), n)) for n in (10, 10**9))
+    assert many == pytest.approx(0.3, abs=1e-3) and many < few < 1
+    assert math.isnan(losses.pac_bayes_bound(torch.tensor(math.nan), torch.tensor(1.0), 10))
+    hopeless = torch.tensor(1e9, requires_grad=True)
+    bound = losses.pac_bayes_bound(torch.tensor(0.3), hopeless, 10)
+    bound.backward()
+    assert float(bound.detach()) == pytest.approx(1) and torch.isfinite(hopeless.grad)
+
+
+def test_pac_bayes_gradient_is_the_derivative():
+    point = tuple(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 1.2))
+    assert torch.autograd.gradcheck(lambda risk, kl: losses.pac_bayes_bound(risk, kl, 40), point)
+
+
 LOSSES = {
     "box": lambda x: losses.box_mean(x, 1).square().mean(),
     "mse": lambda x: losses.mse_loss(x, image(*x.shape, seed=5)),
@@ -167,14 +248,29 @@ LOSSES = {
     "dice": lambda x: losses.dice_loss(x, image(*x.shape, seed=5)),
     "diffusion": lambda x: losses.diffusion_loss(x.expand(-1, 3, -1, -1, -1)),
     "bending": lambda x: losses.bending_loss(x.expand(-1, 3, -1, -1, -1)),
+    "nmi": lambda x: losses.nmi_loss(image(*x.shape, seed=5), x, bins=8),
+    "inverse": lambda x: losses.inverse_consistency_loss(
+        image(1, 3, *x.shape[2:], seed=5) - 0.5, x.expand(-1, 3, -1, -1, -1)
+    ),
     "dirichlet": lambda x: losses.dirichlet_kl_loss(torch.cat([x, 2 * x, -x], dim=1)),
 }
 
 
-@pytest.mark.parametrize("name", ["box", "mse", "dice", "diffusion", "bending", "dirichlet"])
+@pytest.mark.parametrize("name", ["box", "mse", "dice", "diffusion", "bending", "inverse", "dirichlet"])
 def test_gradient_is_the_derivative(name):
     x = image(1, 1, 4, 3, 5).requires_grad_()
     assert torch.autograd.gradcheck(LOSSES[name], (x,))
+
+
+def test_nmi_gradient_is_the_derivative_where_the_range_stays():
+    x = image(1, 1, 4, 3, 5).requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES["nmi"](x), x)
+    for place in ((0, 0, 1, 1, 2), (0, 0, 3, 2, 0)):
+        assert x.min() < x[place] < x.max()
+        step = torch.zeros_like(x)
+        step[place] = 1e-6
+        slope = (LOSSES["nmi"](x + step) - LOSSES["nmi"](x - step)) / 2e-6
+        assert float(slope.detach()) == pytest.approx(float(gradient[place]), rel=1e-4)
 
 
 def test_lncc_gradient_is_the_derivative():
@@ -192,6 +288,8 @@ def test_tiny_constant_and_huge_images_give_finite_losses_and_gradients(shape, s
         losses.lncc_loss(y, x),
         losses.mse_loss(losses.mind_ssc(y), losses.mind_ssc(x)),
         losses.mse_loss(y, x),
+        losses.nmi_loss(y, x),
+        losses.inverse_consistency_loss(y.expand(-1, 3, -1, -1, -1), x.expand(-1, 3, -1, -1, -1)),
         losses.diffusion_loss(x.expand(-1, 3, -1, -1, -1)),
         losses.bending_loss(x.expand(-1, 3, -1, -1, -1)),
         losses.dirichlet_kl_loss(torch.cat([x, -x], dim=1)),
@@ -209,6 +307,11 @@ def test_wrong_settings_say_what_to_choose():
         lambda: losses.mse_loss(x, x[..., :2]),
         lambda: losses.mind_ssc(x.expand(-1, 2, -1, -1, -1)),
         lambda: losses.mind_ssc(x, dilation=0),
+        lambda: losses.nmi_loss(x, x, bins=4),
+        lambda: losses.nmi_loss(x, x[..., :2]),
+        lambda: losses.inverse_consistency_loss(x, x),
+        lambda: losses.pac_bayes_bound(torch.tensor(1.5), torch.tensor(0.0), 10),
+        lambda: losses.pac_bayes_bound(torch.tensor(0.5), torch.tensor(0.0), 0),
         lambda: losses.dice_loss(x, x[..., :2]),
         lambda: losses.diffusion_loss(x),
         lambda: losses.dirichlet_kl_loss(x),

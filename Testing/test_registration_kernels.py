@@ -7,7 +7,7 @@ import pytest
 from conftest import sampled
 from scipy import ndimage
 
-from RegMambaLib.registration import kernels
+from RegMambaLib.registration import kernels, lncc_kernels
 from RegMambaLib.spatial.fields import spans_of, whole, within
 
 EPSILON = np.float32(1e-3)
@@ -50,10 +50,10 @@ def lncc_sum(fixed, moving, u, radius, weight=1.0):
 
 def lncc_force(fixed, moving, u, radius, weight=NO_WEIGHT, slabs=2, spans=None):
     mean, variance = np.empty_like(fixed), np.empty_like(fixed)
-    kernels.fixed_moments(fixed, radius, slabs, mean, variance)
+    lncc_kernels.fixed_moments(fixed, radius, slabs, mean, variance)
     force = np.full_like(u, np.nan)
     spans = whole(fixed.shape) if spans is None else spans
-    value = kernels.lncc_force(fixed, moving, u, mean, variance, weight, radius, EPSILON, slabs, spans, force)
+    value = lncc_kernels.lncc_force(fixed, moving, u, mean, variance, weight, radius, EPSILON, slabs, spans, force)
     return force, value
 
 
@@ -86,7 +86,7 @@ def assert_gradient(force, function, u, shape, tolerance=2e-3):
 def test_window_sums_of_the_fixed_image_are_plain_sums(radius, shape):
     fixed = texture(shape)
     mean, variance = np.empty_like(fixed), np.empty_like(fixed)
-    kernels.fixed_moments(fixed, radius, 2, mean, variance)
+    lncc_kernels.fixed_moments(fixed, radius, 2, mean, variance)
     sums, squares = box_sum(fixed.astype(np.float64), radius), box_sum(fixed.astype(np.float64) ** 2, radius)
     np.testing.assert_allclose(mean, sums, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(variance, squares - sums**2 / (2 * radius + 1) ** 3, rtol=1e-3, atol=1e-4)

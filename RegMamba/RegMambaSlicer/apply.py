@@ -15,7 +15,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 from RegMambaLib.errors import InputError
 from RegMambaLib.spatial.grid import Grid
 
-from .bridge import set_displacement
+from .bridge import export_volume, flattened, is_grid, set_displacement
+from .outputs import output_node
 from .space import flip_axes, flip_vectors, to_vtk
 
 TRANSFORM_FILES = (".h5", ".tfm", ".nrrd", ".nii.gz", ".mha")
@@ -57,35 +58,31 @@ def apply_transform(transform: Any, nodes: Iterable[Any], *, harden: bool = Fals
             node.HardenTransform()
 
 
-def inverted(transform: Any, reference: Any, *, scene: Any = None, node: Any = None) -> Any:
-    """The inverse of a transform node (fixed to moving data) as a displacement grid of its own, which files can hold.
+def inverted(transform: Any, *, node: Any = None) -> Any:
+    """The inverse of a transform node, from fixed to moving data, as a node.
+
+    It is Slicer's own inverse, found anew for every point (within 0.01 mm), not a displacement sampled on a grid.
 
     Args:
-        reference: volume node whose grid the displacement gets: the moving volume.
         node: transform node to fill; None makes one.
     """
-    from .bridge import export_volume
-    from .outputs import output_node
-
-    grid = Grid.of(export_volume(reference))
-    displacement = sample(transform, grid, to_world=True)
-    scene = scene or transform.GetScene()
+    roles = slicer.vtkMRMLTransformNode
+    fixed, moving = roles.GetFixedNodeReferenceRole(), roles.GetMovingNodeReferenceRole()
     if node is None:
-        node = output_node(scene, "", "vtkMRMLTransformNode", f"{transform.GetName()} inverse")
-    set_displacement(node, displacement)
+        node = output_node(transform.GetScene(), "", "vtkMRMLTransformNode", f"{transform.GetName()} inverse")
+    node.CopyContent(transform)
+    node.Inverse()
+    node.SetNodeReferenceID(fixed, transform.GetNodeReferenceID(moving))
+    node.SetNodeReferenceID(moving, transform.GetNodeReferenceID(fixed))
     return node
 
 
-def sample(transform: Any, grid: Grid, *, to_world: bool = False) -> sitk.Image:
-    """The displacement of a transform node at the voxels of a grid, as image of vectors in LPS mm.
-
-    Args:
-        to_world: of the direction in which data move; else of the resampling direction.
-    """
+def sample(transform: Any, grid: Grid) -> sitk.Image:
+    """The displacement of a transform node in the resampling direction at the voxels of a grid: vectors in LPS mm."""
     data = vtk.vtkImageData()
     data.SetDimensions(grid.size)
     done = slicer.vtkSlicerTransformLogic.GetTransformedPointSamplesAsVectorImage(
-        data, transform, to_vtk(flip_axes(grid.index_to_world)), to_world
+        data, transform, to_vtk(flip_axes(grid.index_to_world)), False
     )
     if not done:
         raise InputError(f"The transform {transform.GetName()} cannot be sampled; convert it in Transforms first.")
@@ -96,6 +93,9 @@ def sample(transform: Any, grid: Grid, *, to_world: bool = False) -> sitk.Image:
 def save_transform(transform: Any, path: str | Path) -> None:
     """Write a transform node as .h5, .tfm, .nrrd, .mha or .nii.gz; the node's own file name stays.
 
+    An inverse is sampled on the grid of the volume it starts from: Slicer would write it in a form that SimpleITK,
+    ANTs and this library refuse (.h5) or take for its opposite (.nrrd).
+
     Raises:
         InputError: another ending, a format that cannot hold it, or a failed write.
     """
@@ -103,9 +103,10 @@ def save_transform(transform: Any, path: str | Path) -> None:
     name = path.name.lower()
     if not name.endswith(TRANSFORM_FILES):
         raise InputError(f"Cannot write a transform as {path.name}; end its name in {', '.join(TRANSFORM_FILES)}.")
-    from_parent = transform.GetTransformFromParent()
-    is_grid = from_parent is not None and from_parent.IsA("vtkOrientedGridTransform")
-    if not name.endswith((".h5", ".tfm")) and not is_grid:
+    parts = flattened(transform.GetTransformFromParent())
+    if any(is_grid(part) and part.GetInverseFlag() for part in parts):
+        transform = _as_grid(transform)
+    elif not name.endswith((".h5", ".tfm")) and not (len(parts) == 1 and is_grid(parts[0])):
         raise InputError(
             f"{path.name} can only hold a displacement grid, which {transform.GetName()} is not; end the name in .h5, "
             "or register with the transform as one grid."
@@ -113,20 +114,18 @@ def save_transform(transform: Any, path: str | Path) -> None:
     _write(transform, slicer.vtkMRMLTransformStorageNode(), path)
 
 
-def save_node(node: Any, path: str | Path) -> None:
-    """Write a volume, segmentation, table or transform node; the node's own file name stays.
-
-    Raises:
-        InputError: the node or the format cannot be written.
-    """
-    if node.IsA("vtkMRMLTransformNode"):
-        save_transform(node, path)
-        return
-    storage = node.CreateDefaultStorageNode()
-    if storage is None:
-        raise InputError(f"{node.GetName()} cannot be written to a file; choose a volume, segmentation or transform.")
-    storage.UnRegister(None)
-    _write(node, storage, Path(path))
+def _as_grid(inverse: Any) -> Any:
+    """An inverse as a node, in no scene, with a displacement sampled on the grid of the volume it starts from."""
+    reference = inverse.GetNodeReference(inverse.GetFixedNodeReferenceRole())
+    if reference is None:
+        raise InputError(
+            f"{inverse.GetName()} can only be written on the grid of the moving volume, which is not in the scene; "
+            "load that volume, register again and invert."
+        )
+    node = slicer.vtkMRMLTransformNode()
+    node.SetName(inverse.GetName())
+    set_displacement(node, sample(inverse, Grid.of(export_volume(reference, ignore=inverse))))
+    return node
 
 
 def _write(node: Any, storage: Any, path: Path) -> None:

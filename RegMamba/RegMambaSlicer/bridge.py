@@ -19,8 +19,6 @@ from .geometry import covering_grid, orthogonal_grid, volume_axes
 from .segments import LabelImage, from_segmentation, labels_of_volume
 from .space import flip_axes, flip_matrix, flip_vectors, from_vtk, to_vtk
 
-GRID, COMPOSITE = "grid", "composite"
-
 
 def export_volume(node: Any, *, labels: bool = False, ignore: Any = None) -> sitk.Image:
     """A volume node as image in world LPS mm; the node and its file name stay as they are.
@@ -146,20 +144,33 @@ def transform_to_sitk(node: Any) -> sitk.Transform:
     """
     chain = vtk.vtkGeneralTransform()
     node.GetTransformFromWorld(chain)
-    collection = vtk.vtkCollection()
-    slicer.vtkMRMLTransformNode.FlattenGeneralTransform(collection, chain)
-    # A point passes them in this order; a composite transform of ITK takes its last member first.
-    parts = [_part(collection.GetItemAsObject(n), node) for n in range(collection.GetNumberOfItems())][::-1]
+    # A composite transform of ITK takes its last member first.
+    parts = [_part(part, node) for part in flattened(chain)][::-1]
     if not parts:
         return affine_transform(np.eye(4))
     return parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts)
 
 
+def flattened(transform: Any) -> list[Any]:
+    """The parts of a VTK transform in the order in which a point passes them; None has none."""
+    collection = vtk.vtkCollection()
+    if transform is not None:
+        slicer.vtkMRMLTransformNode.FlattenGeneralTransform(collection, transform)
+    parts = [collection.GetItemAsObject(n) for n in range(collection.GetNumberOfItems())]
+    for part in parts:
+        part.Update()  # an inverse does not know that it is one before
+    return parts
+
+
+def is_grid(transform: Any) -> bool:
+    """Whether a VTK transform is a displacement grid (or the inverse of one)."""
+    return bool(transform.IsA("vtkOrientedGridTransform"))
+
+
 def _part(transform: Any, node: Any) -> sitk.Transform:
-    transform.Update()
     if transform.IsA("vtkHomogeneousTransform"):
         return affine_transform(flip_matrix(from_vtk(transform.GetMatrix())))
-    if transform.IsA("vtkOrientedGridTransform") and not transform.GetInverseFlag():
+    if is_grid(transform) and not transform.GetInverseFlag():
         return sitk.DisplacementFieldTransform(displacement_image(transform))
     raise InputError(
         f"The transform {node.GetName()} holds a part ({transform.GetClassName()}) that cannot be used here; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,13 @@ import slicer
 
 from RegMambaLib.errors import InputError, RegMambaError
 
-from .bridge import COMPOSITE, GRID, export_labels, export_mask, export_volume, set_displacement, transform_to_sitk
+from .bridge import export_labels, export_mask, export_volume, set_displacement, transform_to_sitk
+from .nodes import COMPOSITE, NEW, JobInputs, JobOutputs, check, nodes_of
 from .outputs import copy_display, fill_chart, fill_table, output_node, set_labels, set_volume
 from .segments import Label, LabelImage
 from .worker_client import Event, WorkerClient, make_temporary, remove_temporary
 
-NEW = ""
-"""As an output: a new node with a name of its own."""
 Progress = Callable[[str, float, float, "float | None"], None]
-
-
-@dataclass
-class JobInputs:
-    """Nodes of a registration: volumes, label maps or segmentations, and a transform from moving to fixed data."""
-
-    fixed: Any = None
-    moving: Any = None
-    fixed_labels: Any = None
-    moving_labels: Any = None
-    fixed_mask: Any = None
-    moving_mask: Any = None
-    initial_transform: Any = None
-
-
-@dataclass
-class JobOutputs:
-    """What is wanted: a node to fill, a name for a new one (`NEW` chooses it), or None for nothing.
-
-    Attributes:
-        mode: "grid" (one displacement grid) or "composite" (linear + grid), of the transform.
-        append: add to the rows of the table instead of replacing them (batch).
-    """
-
-    transform: Any = NEW
-    volume: Any = None
-    labels: Any = None
-    jacobian: Any = None
-    uncertainty: Any = None
-    table: Any = None
-    chart: Any = None
-    mode: str = GRID
-    append: bool = False
 
 
 class RegistrationError(RegMambaError):
@@ -119,7 +85,7 @@ class RegistrationJob:
             self._folder = make_temporary()
             request = self._export(self._folder)
             request |= {"command": "register", "settings": dict(settings), "mode": self._outputs.mode}
-            request |= {"output": str(self._folder / "result"), "temporary": str(self._folder)}
+            request |= {"output": "result", "temporary": str(self._folder)}
         except RegMambaError as error:
             self._fail("input", str(error))
             return
@@ -187,11 +153,13 @@ class RegistrationJob:
     def _finish(self, event: Event) -> None:
         report = event["report"]
         report["notes"] = [*self._notes, *report.get("notes", [])]
+        folder = self._folder
         try:
             if self._gone():
                 raise InputError("The scene was closed or an input was removed meanwhile; register again.")
             # Everything is read before the first node is touched.
-            images = {name: sitk.ReadImage(path) for name, path in event["files"].items() if self._wants(name)}
+            files = {name: str(folder / path) for name, path in event["files"].items() if self._wants(name)}
+            images = {name: sitk.ReadImage(path) for name, path in files.items()}
             self.nodes = self._deliver(report, images)
         except RegMambaError as error:
             self._fail("input", str(error))
@@ -222,13 +190,12 @@ class RegistrationJob:
     def _gone(self) -> bool:
         return any(
             self.scene.GetNodeByID(node.GetID() or "") is not node
-            for nodes in (self._inputs, self._outputs)
-            for node in (getattr(nodes, f.name) for f in fields(nodes))  # type: ignore[arg-type]
-            if hasattr(node, "GetID")
+            for job in (self._inputs, self._outputs)
+            for node in nodes_of(job).values()
         )
 
     def _export(self, folder: Path) -> dict[str, Any]:
-        """Write the inputs into a folder; the request's paths."""
+        """Write the inputs into a folder; the request's paths, relative to it."""
         nodes = self._inputs
         # Moving data may still be under the result of the run before, which this run replaces.
         old = None if isinstance(self._outputs.transform, str) else self._outputs.transform
@@ -251,13 +218,13 @@ class RegistrationJob:
             if mask is not None:
                 images[f"{side}_mask"] = export_mask(mask, images[side], ignore=old)
         self._labels = found["moving"].labels if "moving" in found else []
-        request = {name: str(folder / f"{name}.nrrd") for name in images}
+        request = {name: f"{name}.nrrd" for name in images}
         for name, image in images.items():
-            sitk.WriteImage(image, request[name], useCompression=False)
+            sitk.WriteImage(image, str(folder / request[name]), useCompression=False)
         initial = self._initial()
         if initial is not None:
-            request["initial"] = str(folder / "initial.tfm")
-            sitk.WriteTransform(initial, request["initial"])
+            request["initial"] = "initial.tfm"
+            sitk.WriteTransform(initial, str(folder / request["initial"]))
         return request
 
     def _initial(self) -> sitk.Transform | None:
@@ -311,20 +278,6 @@ class RegistrationJob:
             if wanted.chart is not None and "after" in report:
                 fill_chart(node("chart", "vtkMRMLPlotChartNode", f"{moving} to {fixed} Dice"), table)
         return nodes
-
-
-def check(inputs: JobInputs, outputs: JobOutputs | None = None) -> None:
-    """Raise `InputError` for nodes that cannot be registered with each other, or outputs that are inputs."""
-    if inputs.fixed is None or inputs.moving is None:
-        missing = "fixed" if inputs.fixed is None else "moving"
-        raise InputError(f"There is no {missing} volume; choose one.")
-    if inputs.fixed is inputs.moving:
-        raise InputError("The fixed and the moving volume are the same; choose two.")
-    given = [getattr(inputs, f.name) for f in fields(inputs)]
-    for name in (f.name for f in fields(JobOutputs)):
-        node = getattr(outputs, name, None)
-        if node is not None and hasattr(node, "GetName") and any(node is one for one in given):
-            raise InputError(f"{node.GetName()} is an input and would be overwritten; choose another output.")
 
 
 def _is_segmentation(node: Any) -> bool:

@@ -92,10 +92,7 @@ def fill_table(node: Any, report: dict[str, Any], labels: list[Label], moving: s
     whole = "mean" if after else "whole"
     seconds = report.get("seconds", {}).get("total")
     _add_row(table, [moving, whole, whole, *_pairs(before, after), report.get("folding_percent"), seconds])
-    if hasattr(node, "SetUseColumnTitleAsColumnHeader"):  # its name in newer Slicer
-        node.SetUseColumnTitleAsColumnHeader(True)
-    else:
-        node.SetUseColumnNameAsColumnHeader(True)
+    node.SetUseColumnTitleAsColumnHeader(True)  # without titles, the names
     node.SetUseFirstColumnAsRowHeader(False)
     table.Modified()
     node.Modified()

@@ -12,6 +12,7 @@ from typing import Any
 import qt
 
 from . import dependencies
+from .nodes import COMPOSITE, GRID, INPUTS, NEW, OPTIONAL_OUTPUTS, JobOutputs
 from .panel_after import AfterSection, BatchSection
 from .panel_look import LookSection
 from .panel_text import numbers_text, progress_text
@@ -19,6 +20,7 @@ from .parameters import (
     CUSTOM_WEIGHTS,
     find_presets,
     find_problem,
+    inputs_of,
     read_settings,
     save_preset,
     user_presets,
@@ -28,8 +30,6 @@ from .settings_view import SettingsView
 
 POLL_MS = 100
 PROBLEM_STYLE = "color: #c0392b;"
-SWAPPED = (("fixed", "moving"), ("fixed_labels", "moving_labels"), ("fixed_mask", "moving_mask"))
-OUTPUTS = ("volume", "labels", "jacobian", "uncertainty")
 
 
 class Panel:
@@ -116,16 +116,18 @@ class Panel:
         self.ui.swap_button.setEnabled(not self.busy)
         self.look.refresh()
         self.after.refresh()
-        self.batch.refresh(problem)
+        self.batch.refresh()
 
     def swap(self) -> None:
-        """Exchange fixed and moving, with their labels and masks."""
+        """Exchange fixed and moving, with their labels and masks; an initial transform, now of the wrong way, goes."""
         was_modifying = self.parameters.StartModify()
         try:
-            for one, other in SWAPPED:
+            for one in (name for name in INPUTS if name.startswith("fixed")):
+                other = one.replace("fixed", "moving")
                 first, second = getattr(self.parameters, one), getattr(self.parameters, other)
                 setattr(self.parameters, one, second)
                 setattr(self.parameters, other, first)
+            self.parameters.initial_transform = None
         finally:
             self.parameters.EndModify(was_modifying)
 
@@ -223,25 +225,12 @@ class Panel:
 
     def start(self, moving: Any, outputs: Any, on_done: Any) -> None:
         """Register one moving volume with the inputs and settings as shown."""
-        from .logic import JobInputs
-
-        p = self.parameters
-        own = moving.GetID() == p.moving.GetID()
-        inputs = JobInputs(
-            p.fixed,
-            moving,
-            fixed_labels=p.fixed_labels,
-            moving_labels=p.moving_labels if own else None,
-            fixed_mask=p.fixed_mask,
-            moving_mask=p.moving_mask if own else None,
-            initial_transform=p.initial_transform if own else None,
-        )
         self.ui.progress_bar.setValue(0)
         self.ui.progress_bar.setVisible(True)
         self.say(self.batch.prefix() + "Starting.")
         self.logic.job.start(
-            inputs,
-            read_settings(p).to_dict(),
+            inputs_of(self.parameters, moving),
+            read_settings(self.parameters).to_dict(),
             outputs,
             on_progress=self._progress,
             on_done=on_done,
@@ -266,28 +255,23 @@ class Panel:
         self._refresh_buttons()
 
     def _failed(self, kind: str, message: str) -> None:
+        where = self.batch.prefix()
         self.batch.stop()
         self.settle()
-        self.say_problem(message)
+        self.say_problem(where + message)
 
     def job_outputs(self) -> Any:
         """What the outputs section asks for: nodes to fill again, new ones, or None for none."""
-        from .logic import NEW, JobOutputs
-
         p = self.parameters
-        wanted = {name: (getattr(p, name) or NEW) if getattr(p, f"want_{name}") else None for name in OUTPUTS}
+        wanted = {name: (getattr(p, name) or NEW) if getattr(p, f"want_{name}") else None for name in OPTIONAL_OUTPUTS}
         if p.moving_labels is None:
             wanted["labels"] = None
-        if not read_settings(p).samples:
-            wanted["uncertainty"] = None
         for name in ("table", "chart"):
             wanted[name] = (self.nodes.get(name) or NEW) if p.want_table else None
         return JobOutputs(transform=p.transform or NEW, mode=self.mode(), **wanted)
 
     def mode(self) -> str:
         """How the transform is kept."""
-        from .bridge import COMPOSITE, GRID
-
         return COMPOSITE if self.parameters.composite else GRID
 
     def _poll(self) -> None:
@@ -301,7 +285,7 @@ class Panel:
         self.report, self.nodes = report, dict(self.logic.job.nodes)
         was_modifying = self.parameters.StartModify()
         try:
-            for name in ("transform", *OUTPUTS):
+            for name in ("transform", *OPTIONAL_OUTPUTS):
                 if self.nodes.get(name) is not None:
                     setattr(self.parameters, name, self.nodes[name])
         finally:

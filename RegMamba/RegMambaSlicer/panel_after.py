@@ -7,6 +7,9 @@ from typing import Any
 
 import qt
 
+from .nodes import LABEL_WORDS, NEW, OPTIONAL_OUTPUTS, JobOutputs, find_companion
+from .parameters import find_problem, inputs_of
+
 FILES = "Transforms (*.h5 *.tfm *.nrrd *.mha *.nii.gz)"
 
 
@@ -28,7 +31,7 @@ class AfterSection:
         some = there and len(self.ui.after_nodes.checkedNodes()) > 0
         self.ui.apply_button.setEnabled(some)
         self.ui.harden_button.setEnabled(some)
-        self.ui.invert_button.setEnabled(there and p.moving is not None)
+        self.ui.invert_button.setEnabled(there)
         self.ui.save_button.setEnabled(there)
 
     def _carry_over(self, harden: bool) -> None:
@@ -46,7 +49,7 @@ class AfterSection:
 
         p = self.panel.parameters
         self._try(
-            lambda: inverted(p.transform, p.moving),
+            lambda: inverted(p.transform),
             f"Made {p.transform.GetName()} inverse, which takes nodes of the fixed volume to the moving one.",
         )
 
@@ -78,7 +81,7 @@ class BatchSection:
         self._total = 0
         self._done: list[dict[str, Any]] = []
         self._table: Any = None
-        ui.batch_volumes.connect("checkedNodesChanged()", self.panel_changed)
+        ui.batch_volumes.connect("checkedNodesChanged()", self.refresh)
         ui.batch_button.connect("clicked()", self.start)
 
     @property
@@ -86,15 +89,12 @@ class BatchSection:
         """Whether a batch runs."""
         return self._total > 0
 
-    def panel_changed(self) -> None:
-        """Other volumes were chosen."""
-        if self.panel.parameters is not None:
-            self.refresh(None)
-
-    def refresh(self, problem: str | None) -> None:
+    def refresh(self) -> None:
         """Enable the button, or say why not."""
         volumes = self.ui.batch_volumes.checkedNodes()
         p = self.panel.parameters
+        if p is None:
+            return
         reason = "Choose the moving volumes of the batch." if not volumes else None
         reason = reason or ("Choose the fixed volume." if p.fixed is None else None)
         self.ui.batch_button.setEnabled(reason is None and not self.panel.busy)
@@ -114,6 +114,11 @@ class BatchSection:
         p.moving = p.moving or volumes[0]
         if p.moving.GetID() == p.fixed.GetID():
             p.moving = volumes[0]
+        p.moving_labels = p.moving_labels or find_companion(p.moving, LABEL_WORDS)
+        problem = next(filter(None, (find_problem(p, volume) for volume in volumes)), None)
+        if problem is not None:
+            self.panel.say_problem(problem)
+            return
         if not self.panel.ready():
             return
         self._waiting, self._total, self._done, self._table = volumes, len(volumes), [], None
@@ -124,21 +129,13 @@ class BatchSection:
         self._waiting, self._total = [], 0
 
     def _next(self) -> None:
-        from .logic import NEW, JobOutputs
-
         moving = self._waiting.pop(0)
         p = self.panel.parameters
-        own = p.moving_labels is not None and moving.GetID() == p.moving.GetID()
-        outputs = JobOutputs(
-            transform=NEW,
-            volume=NEW if p.want_volume else None,
-            labels=NEW if own and p.want_labels else None,
-            jacobian=NEW if p.want_jacobian else None,
-            table=self._table or NEW,
-            mode=self.panel.mode(),
-            append=self._table is not None,
-        )
-        self.panel.start(moving, outputs, self._one_done)
+        wanted = {name: NEW if getattr(p, f"want_{name}") else None for name in OPTIONAL_OUTPUTS}
+        if inputs_of(p, moving).moving_labels is None:
+            wanted["labels"] = None
+        table, more = self._table or NEW, self._table is not None
+        self.panel.start(moving, JobOutputs(table=table, mode=self.panel.mode(), append=more, **wanted), self._one_done)
 
     def _one_done(self, report: dict[str, Any]) -> None:
         self._done.append(report)

@@ -19,6 +19,19 @@ from slicer import (
 )
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 
+from RegMambaLib.errors import InputError
+
+from .nodes import (
+    INPUTS,
+    LABEL_WORDS,
+    MASK_WORDS,
+    OPTIONAL_OUTPUTS,
+    JobInputs,
+    JobOutputs,
+    check,
+    find_companion,
+)
+
 if TYPE_CHECKING:
     from RegMambaLib.registration.settings import Settings
 
@@ -90,43 +103,41 @@ def save_preset(file: Path, settings: Settings) -> None:
     file.write_text(json.dumps(settings.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def find_problem(parameters: Any) -> str | None:
-    """Why these inputs cannot be registered, in one sentence with the remedy; None if they can."""
-    for name in ("fixed", "moving"):
-        node = getattr(parameters, name)
-        if node is None:
-            return f"Choose the {name} volume."
-        image = node.GetImageData()
-        if image is None:
-            return f"The {name} volume {node.GetName()} holds no image; load it again or choose another one."
-        size, components = image.GetDimensions(), image.GetNumberOfScalarComponents()
-        if components != 1:
-            return f"The {name} volume {node.GetName()} has {components} components per voxel; choose a scalar volume."
-        if min(size) < 4:
-            shown = " x ".join(map(str, size))
-            return f"The {name} volume {node.GetName()} has {shown} voxels; choose one with at least 4 along each axis."
-    if parameters.fixed.GetID() == parameters.moving.GetID():
-        return "Fixed and moving are the same volume; choose two different ones."
-    return _find_output_problem(parameters) or _find_settings_problem(parameters)
+def inputs_of(parameters: Any, moving: Any = None) -> JobInputs:
+    """The inputs chosen; for another moving volume (of a batch) the labels and mask that are called after it."""
+    inputs = JobInputs(*(getattr(parameters, name) for name in INPUTS))
+    if moving is not None and moving is not inputs.moving:
+        inputs.moving, inputs.initial_transform = moving, None
+        inputs.moving_labels = find_companion(moving, LABEL_WORDS)
+        inputs.moving_mask = find_companion(moving, MASK_WORDS)
+    return inputs
 
 
-def _find_output_problem(parameters: Any) -> str | None:
-    inputs = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "initial_transform")
-    given = {node.GetID() for node in (getattr(parameters, name) for name in inputs) if node is not None}
-    for name in ("transform", "volume", "labels", "jacobian", "uncertainty"):
-        node = getattr(parameters, name)
-        if node is not None and node.GetID() in given:
-            return f"The output {name} {node.GetName()} is also an input; choose another node or leave it as new."
-    return None
+def find_problem(parameters: Any, moving: Any = None) -> str | None:
+    """Why these inputs cannot be registered, in one sentence with the remedy; None if they can.
+
+    Args:
+        moving: the moving volume, if another than the one chosen.
+    """
+    inputs = inputs_of(parameters, moving)
+    nodes = {} if moving is not None else {name: getattr(parameters, name) for name in ("transform", *OPTIONAL_OUTPUTS)}
+    try:
+        check(inputs, JobOutputs(**nodes))
+    except InputError as error:
+        return str(error)
+    return _find_settings_problem(parameters, inputs)
 
 
-def _find_settings_problem(parameters: Any) -> str | None:
+def _find_settings_problem(parameters: Any, inputs: JobInputs) -> str | None:
     try:
         settings = read_settings(parameters)
     except Exception as error:  # bad JSON or values of another version; the text goes to the user
         return f"The settings in this scene cannot be used ({error}); choose a preset."
-    if settings.guide and (parameters.fixed_labels is None or parameters.moving_labels is None):
-        return "Label guidance needs fixed and moving labels; choose both or switch it off."
+    if settings.guide and (inputs.fixed_labels is None or inputs.moving_labels is None):
+        return (
+            f"Label guidance needs fixed and moving labels; choose both (in a batch: name the labels of a volume after "
+            f"it, such as {inputs.moving.GetName()} labels), or switch it off."
+        )
     if parameters.want_uncertainty and not settings.samples:
         return "The uncertainty map needs samples; set them above 0 under Advanced, or switch the map off."
     return None

@@ -15,6 +15,8 @@ TRANSFORM_MODES = {
 CHECKERBOARD = "RegMamba checkerboard"
 JACOBIAN_COLORS = "RegMamba Jacobian"
 JACOBIAN_RANGE = (0.0, 2.0)
+# mm between the lines of a grid, or between glyphs; what fills a slice would hide itself in space.
+SPACING_IN_SLICES, SPACING_IN_3D = 10.0, 25.0
 
 
 def show_overlay(fixed: Any, moved: Any, opacity: float = 0.5) -> None:
@@ -78,8 +80,9 @@ def show_transform(transform: Any, mode: str, in_slices: bool, in_3d: bool) -> N
     shown = mode in TRANSFORM_MODES
     if shown:
         display.SetVisualizationMode(TRANSFORM_MODES[mode])
-        display.SetGridSpacingMm(10.0)
-        display.SetGlyphSpacingMm(8.0)
+        spacing = SPACING_IN_3D if in_3d else SPACING_IN_SLICES
+        display.SetGridSpacingMm(spacing)
+        display.SetGlyphSpacingMm(spacing)
         region = transform.GetNodeReference("spatialRegistrationFixed")
         if region is not None:
             display.SetAndObserveRegionNode(region)

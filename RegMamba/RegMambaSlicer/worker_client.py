@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,7 +23,8 @@ from typing import Any
 Event = dict[str, Any]
 TEMPORARY_PREFIX = "RegMamba-"
 _LAST_LINES = 40
-_GRACE = 0.9
+_GRACE = 0.6
+_TRIES, _PAUSE = 6, 0.05
 WINDOWS = os.name == "nt"
 
 
@@ -195,8 +197,15 @@ class WorkerClient:
 
 
 def find_python() -> str:
-    """PythonSlicer within Slicer, else the running interpreter."""
-    return shutil.which("PythonSlicer") or sys.executable
+    """PythonSlicer, which Slicer has on its path, else the running interpreter.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    found = shutil.which("PythonSlicer") or sys.executable or ""
+    if not Path(found).name.lower().startswith("python"):  # the application itself, which would open a second time
+        raise FileNotFoundError("there is no PythonSlicer beside Slicer")
+    return found
 
 
 def worker_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -227,8 +236,9 @@ def explain_exit(code: int | None, lines: list[str]) -> tuple[str, str]:
             f"The registration process cannot start: the Python package {name} is missing; install the requirements "
             "of RegMamba and try again."
         )
-    # Out-of-memory killers send SIGKILL; Windows reports STATUS_NO_MEMORY.
-    if code in (-9, 137, -1073741801, 3221225495) or "out of memory" in text.lower() or "MemoryError" in text:
+    # Out-of-memory killers send SIGKILL; Windows reports STATUS_NO_MEMORY or STATUS_COMMITMENT_LIMIT.
+    killed = code is not None and (code in (-9, 137) or code & 0xFFFFFFFF in (0xC0000017, 0xC000012D))
+    if killed or "out of memory" in text.lower() or "MemoryError" in text:
         return "memory", (
             f"The registration process was ended by the system (exit code {code}), most often because memory ran out; "
             "choose a coarser working grid (spacing) or the device cpu, crop the volumes, and try again."
@@ -246,9 +256,14 @@ def make_temporary() -> Path:
 
 
 def remove_temporary(folder: str | Path | None) -> None:
-    """Remove a folder of `make_temporary`."""
-    if folder is not None and Path(folder).name.startswith(TEMPORARY_PREFIX):
+    """Remove a folder of `make_temporary`; on Windows an ending process may hold its files a moment longer."""
+    if folder is None or not Path(folder).name.startswith(TEMPORARY_PREFIX):
+        return
+    for _ in range(_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
+        if not Path(folder).exists():
+            return
+        time.sleep(_PAUSE)
 
 
 def kill_tree(process: Any) -> None:

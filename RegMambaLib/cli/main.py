@@ -16,13 +16,16 @@ from ..version import __version__
 from .apply import apply
 from .compose import compose
 from .convert import convert
+from .data import app as data_app
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
+from .inspect import inspect
 from .invert import invert
 from .jacobian import jacobian
 from .options import settings_help
 from .register import register
+from .train import train
 
 DEBUG = "REGMAMBA_DEBUG"
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -40,10 +43,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command(no_args_is_help=True, epilog=settings_help())(register)
-for command in (apply, invert, compose, jacobian, evaluate, convert):
+for command in (apply, invert, compose, jacobian, evaluate, inspect, convert):
     app.command(no_args_is_help=True)(command)
+app.command(no_args_is_help=True)(train)
 app.command()(info)
 app.command()(demo)
+app.add_typer(data_app)
 
 
 def _version(wanted: bool) -> None:

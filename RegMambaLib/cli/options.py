@@ -21,6 +21,21 @@ Reference = Annotated[
     Path | None,
     typer.Option("--reference", "-r", metavar="IMAGE", help="Image whose grid the output gets."),
 ]
+LabelNames = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TABLE",
+        help="Label names: a shipped table (lpba40, dkt31 ...), JSON {number: name}, a manifest, or CSV label,name.",
+    ),
+]
+Preset = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="A preset: JSON file.", rich_help_panel="Settings"),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any setting.", rich_help_panel="Settings"),
+]
 _FIELDS = {f.name: f for f in fields(Settings)}
 
 

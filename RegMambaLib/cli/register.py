@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, Overwrite, Quiet, resolve_settings, setting
+from .options import Assignments, Json, LabelNames, Overwrite, Preset, Quiet, resolve_settings, setting
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -24,6 +24,7 @@ OUTPUTS = (
     "moved.nii.gz",
     "moved_labels.nii.gz",
     "report.json",
+    "report.html",
 )
 _STAGES = ("read", "start", "preprocess", "linear", "network", "refine", "repair", "write", "evaluate")
 
@@ -45,14 +46,10 @@ def register(
     scan: Annotated[str | None, setting("scan")] = None,
     threads: Annotated[int | None, setting("threads")] = None,
     samples: Annotated[int | None, setting("samples")] = None,
-    preset: Annotated[
-        Path | None,
-        typer.Option("--settings", metavar="FILE", help="A preset: JSON file.", rich_help_panel="Settings"),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting.", rich_help_panel="Settings"),
-    ] = None,
+    preset: Preset = None,
+    assignments: Assignments = None,
+    html: Annotated[bool, typer.Option("--report", help="Also write report.html, to look at in a browser.")] = False,
+    label_names: LabelNames = None,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -60,8 +57,9 @@ def register(
     """Align MOVING to FIXED, wherever the two are in scanner space.
 
     Writes to DIR: transform.h5 (fixed to moving, what resamples MOVING), inverse.h5, moved.nii.gz,
-    moved_labels.nii.gz (with --moving-labels), uncertainty.nii.gz (with --samples), report.json, and
-    registration.json, with which Python loads the result again. All of them appear, or none.
+    moved_labels.nii.gz (with --moving-labels), uncertainty.nii.gz (with --samples), report.json, report.html
+    (with --report; pictures and figures in one file), and registration.json, with which Python loads the result
+    again. All of them appear, or none.
     """
     began = time.perf_counter()
     settings = resolve_settings(
@@ -85,10 +83,12 @@ def register(
         "moving_mask": moving_mask,
         "initial": initial,
     }
+    from ..evaluation.names import read_label_names
     from ..io.atomic import staged
     from .output import print_json, to_json
     from .progress import Stages
 
+    names = read_label_names(label_names) if label_names else {}
     with staged(output, OUTPUTS, overwrite=overwrite) as folder, Stages(quiet=quiet) as stages:
         with stages.stage("read"):
             inputs = _read({name: path for name, path in paths.items() if path})
@@ -100,9 +100,12 @@ def register(
         with stages.stage("evaluate"):
             numbers = _evaluate(registration, inputs, moved_labels, settings.threads)
         seconds = {**registration.seconds, **stages.seconds, "total": time.perf_counter() - began}
-        outputs = sorted(file.name for file in folder.iterdir())
+        outputs = [*sorted(file.name for file in folder.iterdir()), *(["report.html"] if html else []), "report.json"]
         report = _report(registration, paths, seconds, numbers, outputs)
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+        if html:
+            with stages.stage("report"):
+                (folder / "report.html").write_text(_page(report, registration, inputs, names), encoding="utf-8")
     if json:
         print_json(report)
     elif not quiet:
@@ -166,15 +169,14 @@ def _evaluate(
     registration: Registration, inputs: _Inputs, moved_labels: sitk.Image | None, threads: int
 ) -> dict[str, Any]:
     """Folding on the working grid; with both label maps Dice before and after, and distances after."""
-    from ..evaluation.report import folding_report
-    from .evaluate import compare
+    from ..evaluation.report import compare_labels, folding_report
 
     numbers: dict[str, Any] = folding_report(registration.jacobian)
     fixed, moving = inputs.fixed_labels, inputs.moving_labels
     if fixed is not None and moving is not None and moved_labels is not None:
         unmoved = registration.fixed_grid.resample(moving, inputs.initial, labels=True)
-        numbers["before"] = compare(fixed, moving, unmoved, distances=False)
-        numbers["after"] = compare(fixed, moving, moved_labels, threads=threads or None)
+        numbers["before"] = compare_labels(fixed, moving, unmoved, distances=False)
+        numbers["after"] = compare_labels(fixed, moving, moved_labels, threads=threads or None)
     return numbers
 
 
@@ -185,12 +187,13 @@ def _report(
     numbers: dict[str, Any],
     outputs: list[str],
 ) -> dict[str, Any]:
-    from .system import peak_memory_mb, versions
+    from ..evaluation.memory import peak_memory_mb
+    from .system import versions
 
     order = [*_STAGES, *(name for name in seconds if name not in _STAGES)]
     return {
         "inputs": {name: str(path) for name, path in paths.items() if path},
-        "outputs": [*outputs, "report.json"],
+        "outputs": outputs,
         "seconds": {name: round(seconds.get(name, 0.0), 3) for name in order},
         "peak_memory_mb": round(peak_memory_mb(), 1),
         **numbers,
@@ -198,6 +201,24 @@ def _report(
         "settings": registration.settings.to_dict(),
         "versions": versions(),
     }
+
+
+def _page(report: dict[str, Any], registration: Registration, inputs: _Inputs, names: dict[int, str]) -> str:
+    from ..evaluation.registration_page import registration_page
+    from ..evaluation.viewer import Shown
+
+    shown = Shown(
+        inputs.fixed,
+        inputs.moving,
+        registration.transform,
+        registration.displacement,
+        registration.grid,
+        before=inputs.initial,
+        fixed_labels=inputs.fixed_labels,
+        moving_labels=inputs.moving_labels,
+        uncertainty=registration.uncertainty,
+    )
+    return registration_page(report, shown, names)
 
 
 def _print_summary(report: dict[str, Any], output: Path) -> None:

@@ -37,6 +37,24 @@ def dice(first: np.ndarray, second: np.ndarray, labels: Iterable[int] | None = N
     return {label: 2 * in_both.get(label, 0) / total if total else float("nan") for label, total in sums.items()}
 
 
+def volume_similarity(first: np.ndarray, second: np.ndarray, labels: Iterable[int] | None = None) -> dict[int, float]:
+    """Volume similarity of each label, 1 - ||A| - |B|| / (|A| + |B|): 1 for equal volumes, wherever they lie.
+
+    As Taha and Hanbury, BMC Medical Imaging 2015.
+
+    Args:
+        first, second: unsigned integer arrays on grids of one voxel volume.
+        labels: which; by default those both arrays hold. A label that neither holds is NaN.
+    """
+    wanted = list(labels) if labels is not None else common_labels(first, second)
+    counts = _counts(first), _counts(second)
+    found = {}
+    for label in wanted:
+        a, b = (count.get(label, 0) for count in counts)
+        found[label] = 1 - abs(a - b) / (a + b) if a + b else float("nan")
+    return found
+
+
 def _counts(labels: np.ndarray) -> dict[int, int]:
     if labels.size == 0:
         return {}

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
 from .distance import surface_distances
 from .folding import folding_percent, sd_log_jacobian
-from .overlap import common_labels, dice
+from .overlap import common_labels, dice, volume_similarity
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+LABEL_MEASURES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95, mm",
+    "surface_mm": "surface distance, mm",
+    "volume_similarity": "volume similarity",
+}
+"""What is measured of every label, with a heading for people."""
 
 
 def label_report(
@@ -22,7 +34,7 @@ def label_report(
     distances: bool = True,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Dice, HD95 and mean surface distance (mm) of two label arrays (k, j, i), per label and averaged.
+    """Dice, HD95, mean surface distance (mm) and volume similarity of two label arrays (k, j, i), per label, averaged.
 
     Args:
         spacing: mm along (i, j, k).
@@ -31,9 +43,9 @@ def label_report(
         threads: CPU threads; by default all.
 
     Returns:
-        `{"labels", "dice", "hd95_mm", "surface_mm": means, "per_label": {label: {"dice", "hd95_mm",
-        "surface_mm"}}}`. What does not exist (the distance of a label that one array lacks) is None and not
-        part of the mean.
+        `{"labels": how many, "dice": mean, ..., "per_label": {label: {"dice", ...}}}` with the names of
+        `LABEL_MEASURES`. What does not exist (the distance of a label that one array lacks) is None and not part
+        of the mean.
     """
     wanted = list(labels) if labels is not None else common_labels(fixed, moved)
     columns = {"dice": dice(fixed, moved, wanted)}
@@ -41,9 +53,43 @@ def label_report(
         found = surface_distances(fixed, moved, spacing, wanted, threads)
         columns["hd95_mm"] = {label: distance.hd95 for label, distance in found.items()}
         columns["surface_mm"] = {label: distance.mean for label, distance in found.items()}
+    columns["volume_similarity"] = volume_similarity(fixed, moved, wanted)
     means = {name: _mean(column.values()) for name, column in columns.items()}
     per_label = {str(label): {name: _number(column[label]) for name, column in columns.items()} for label in wanted}
     return {"labels": len(wanted), **means, "per_label": per_label}
+
+
+def compare_labels(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    moved: sitk.Image,
+    *,
+    only: Collection[int] | None = None,
+    distances: bool = True,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """`label_report` of the fixed labels and of the moving ones pulled onto their grid.
+
+    It is over the labels of both maps as given: one that moving makes vanish counts as lost, not as absent.
+
+    Args:
+        only: labels that count, of those both maps hold; by default all.
+
+    Raises:
+        InputError: the maps share no label that counts.
+    """
+    import SimpleITK as sitk
+
+    given = sitk.GetArrayViewFromImage(fixed)
+    labels = common_labels(given, sitk.GetArrayViewFromImage(moving))
+    if not labels:
+        raise InputError("The two label maps share no label; are they of the same kind?")
+    if only is not None:
+        labels = [label for label in labels if label in only]
+        if not labels:
+            raise InputError("The two label maps share no label that has a name; give the names that belong to them.")
+    arrived = sitk.GetArrayViewFromImage(moved)
+    return label_report(given, arrived, fixed.GetSpacing(), labels, distances=distances, threads=threads)
 
 
 def folding_report(jacobian: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:

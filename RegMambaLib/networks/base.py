@@ -14,6 +14,7 @@ from RegMambaLib.errors import InputError
 from RegMambaLib.networks.config import NetworkConfig
 
 Features = list[torch.Tensor]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class RegistrationNetwork(nn.Module, ABC):
@@ -62,14 +63,18 @@ class RegistrationNetwork(nn.Module, ABC):
         *,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        dtype: str = "float32",
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The displacement with mean direction weights and, from `samples` >= 2 draws of them, its
         uncertainty.
 
         The uncertainty (B, 1, H, W, D) is the standard deviation of the displacement over the draws, in
         voxels, root mean square over its three components; None for samples = 0. generator (on the CPU) or
-        seed make it repeatable.
+        seed make it repeatable. dtype: "float32", or "bfloat16" or "float16" for mixed precision (autocast), in
+        which the scan's state, positions and displacements stay float32.
         """
+        if dtype not in _DTYPES:
+            raise InputError(f"'{dtype}' is not a type to predict in; choose from {', '.join(_DTYPES)}.")
         if samples == 1 or samples < 0:
             raise InputError(f"Uncertainty needs at least 2 samples (or 0 for none), not {samples}.")
         if seed is not None:
@@ -77,20 +82,26 @@ class RegistrationNetwork(nn.Module, ABC):
         was_training = self.training
         self.eval()
         try:
-            features = self._encode_pair(moving, fixed)
-            displacement = _crop(self.decode(*features, self.votes(sample=False)), fixed)
-            if samples == 0:
-                return displacement, None
-            # Welford's running variance: draws are not kept.
-            mean, squares = torch.zeros_like(displacement), torch.zeros_like(displacement)
-            for count in range(1, samples + 1):
-                draw = _crop(self.decode(*features, self.votes(True, generator)), fixed)
-                change = draw - mean
-                mean += change / count
-                squares += change * (draw - mean)
-            return displacement, (squares / (samples - 1)).mean(1, keepdim=True).sqrt()
+            with torch.autocast(fixed.device.type, _DTYPES[dtype], enabled=dtype != "float32"):
+                return self._predict(moving, fixed, samples, generator)
         finally:
             self.train(was_training)
+
+    def _predict(
+        self, moving: torch.Tensor, fixed: torch.Tensor, samples: int, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        features = self._encode_pair(moving, fixed)
+        displacement = _crop(self.decode(*features, self.votes(sample=False)), fixed)
+        if samples == 0:
+            return displacement, None
+        # Welford's running variance: draws are not kept.
+        mean, squares = torch.zeros_like(displacement), torch.zeros_like(displacement)
+        for count in range(1, samples + 1):
+            draw = _crop(self.decode(*features, self.votes(True, generator)), fixed)
+            change = draw - mean
+            mean += change / count
+            squares += change * (draw - mean)
+        return displacement, (squares / (samples - 1)).mean(1, keepdim=True).sqrt()
 
     def _encode_pair(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[Features, Features]:
         for name, image in (("moving", moving), ("fixed", fixed)):

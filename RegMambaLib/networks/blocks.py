@@ -50,6 +50,11 @@ class FlowHead(nn.Conv3d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # bfloat16 would round displacements to some hundredths of a voxel.
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
 
 def downsample(x: torch.Tensor) -> torch.Tensor:
     """Mean over 2x2x2 voxels; the sizes are even."""
@@ -69,12 +74,15 @@ def warp(image: torch.Tensor, displacement: torch.Tensor, padding_mode: str = "z
     """image (B, C, H, W, D) at x + displacement(x), linear; outside it zeros, or the nearest edge value
     ("border").
 
-    Along an axis of a single voxel nothing moves.
+    Along an axis of a single voxel nothing moves. Positions are computed in the displacement's type, float32 at
+    least: half types hold three digits.
     """
     coordinates = []
-    sizes = image.shape[2:]
+    sizes, dtype = image.shape[2:], image.dtype
+    displacement = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
+    image = image.to(displacement.dtype)
     for axis, size in enumerate(sizes):
-        index = torch.arange(size, device=image.device, dtype=image.dtype)
+        index = torch.arange(size, device=image.device, dtype=displacement.dtype)
         position = displacement[:, axis] + index.view([-1 if k == axis else 1 for k in range(3)])
         coordinates.append(2 * (position / max(size - 1, 1) - 0.5))
     grid = torch.stack(coordinates[::-1], -1)  # grid_sample wants the last axis first
@@ -83,7 +91,8 @@ def warp(image: torch.Tensor, displacement: torch.Tensor, padding_mode: str = "z
         grid = grid.unflatten(1, (slabs, -1)).flatten(0, 1)
         image = image.repeat_interleave(slabs, 0) if image.shape[0] > 1 else image.expand(slabs, *image.shape[1:])
     out = F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
-    return out if slabs == 1 else out.unflatten(0, (-1, slabs)).transpose(1, 2).flatten(2, 3)
+    out = out if slabs == 1 else out.unflatten(0, (-1, slabs)).transpose(1, 2).flatten(2, 3)
+    return out.to(dtype)
 
 
 def _slab_count(image: torch.Tensor, size: int) -> int:

@@ -8,6 +8,7 @@ pooling relates them; every level votes for itself; the wide bottleneck is gone;
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -19,6 +20,10 @@ from RegMambaLib.networks.config import NetworkConfig
 from RegMambaLib.networks.mixers import FeatMamba, MatchMamba
 from RegMambaLib.networks.voting import DirectionVoting, draw_votes
 from RegMambaLib.scan import resolve_traversals
+
+# From this level on, matching stays in float32 under autocast: what rounding does to a coarse displacement is doubled at
+# every finer level, and these levels are a small part of the work.
+_EXACT_LEVEL = 2
 
 
 class RegMambaNetwork(RegistrationNetwork):
@@ -43,7 +48,8 @@ class RegMambaNetwork(RegistrationNetwork):
         self.heads = nn.ModuleList(FlowHead(width) for width in channels)
 
     def encode(self, image: torch.Tensor) -> Features:
-        features = [self.stem(image)]
+        with torch.autocast(image.device.type, enabled=False):  # an image may hold what half types cannot
+            features = [self.stem(image)]
         for stage in self.encoder:
             features.append(stage(downsample(features[-1])))
         return features
@@ -55,11 +61,15 @@ class RegMambaNetwork(RegistrationNetwork):
         flow: torch.Tensor | None = None
         for level in reversed(range(self.config.levels)):
             m, f = moving[level], fixed[level]
-            if flow is not None:
-                flow = upsample_flow(flow, align_corners=False)
-                m = warp(m, flow)
-            matched = [self.matchers[level - 1](m, f, votes[level - 1])] if level > 0 else []
-            residual = self.heads[level](self.merge[level](torch.cat([m, *matched, f], 1)))
-            flow = residual if flow is None else residual + warp(flow, residual, "border")
+            exact = level >= _EXACT_LEVEL
+            if exact:
+                m, f = (features.to(self.stem.conv.weight.dtype) for features in (m, f))
+            with torch.autocast(m.device.type, enabled=False) if exact else nullcontext():
+                if flow is not None:
+                    flow = upsample_flow(flow, align_corners=False)
+                    m = warp(m, flow)
+                matched = [self.matchers[level - 1](m, f, votes[level - 1])] if level > 0 else []
+                residual = self.heads[level](self.merge[level](torch.cat([m, *matched, f], 1)))
+                flow = residual if flow is None else residual + warp(flow, residual, "border")
         assert flow is not None
         return flow

@@ -8,7 +8,7 @@ import numpy as np
 from ..spatial import fields
 from ..spatial import kernels as spatial_kernels
 from ..spatial.fields import gaussian_taps
-from . import kernels
+from . import kernels, lncc_kernels
 from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair, total_smoothing
 from .settings import Settings
 
@@ -46,7 +46,7 @@ class NumbaEngine:
         else:
             self.fixed_sum = np.empty(shape, np.float32)
             self.fixed_variance = np.empty(shape, np.float32)
-            kernels.fixed_moments(pair.fixed, self.radius, self.slabs, self.fixed_sum, self.fixed_variance)
+            lncc_kernels.fixed_moments(pair.fixed, self.radius, self.slabs, self.fixed_sum, self.fixed_variance)
 
     def step(self) -> float:
         """One iteration; returns the mean similarity (LNCC, or minus the squared MIND difference)."""
@@ -87,7 +87,7 @@ class NumbaEngine:
             return -kernels.channel_force(
                 self.fixed_features, self.moving_features, self.u, pair.weight, self.spans, self.force
             )
-        return kernels.lncc_force(
+        return lncc_kernels.lncc_force(
             pair.fixed,
             pair.moving,
             self.u,

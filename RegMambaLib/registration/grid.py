@@ -59,9 +59,9 @@ def working_grid(
     """
     own = np.asarray(fixed.spacing)
     side = spacing or float(own[0] if np.ptp(own) < 0.01 * own.min() else np.cbrt(own.prod()))
-    points = _box_corners(fixed, fixed_foreground)
+    points = box_corners(fixed, fixed_foreground)
     back = np.linalg.inv(affine)
-    others = _box_corners(moving, moving_foreground) @ back[:3, :3].T + back[:3, 3]
+    others = box_corners(moving, moving_foreground) @ back[:3, :3].T + back[:3, 3]
     grid = _around(canonical(fixed), side, points, others)
     while spacing == 0 and (voxels := float(np.prod(np.asarray(grid.size, float)))) > MOST_VOXELS:
         # A little more than the ratio asks for: the margin counts in voxels and does not shrink along.
@@ -97,7 +97,7 @@ def _assign(strength: np.ndarray) -> list[int]:
     return list(max(permutations(range(3)), key=lambda p: sum(strength[w, a] for w, a in enumerate(p))))
 
 
-def _box_corners(grid: Grid, mask: np.ndarray) -> np.ndarray:
+def box_corners(grid: Grid, mask: np.ndarray) -> np.ndarray:
     """(8, 3) LPS mm corners of the mask's bounding box; of the whole volume when the mask is empty."""
     low, high = [], []
     for axis, n in zip((2, 1, 0), grid.size, strict=True):

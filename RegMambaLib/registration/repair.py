@@ -8,8 +8,10 @@ import numpy as np
 from numba import njit
 
 from ..spatial import fields
-from ..spatial import kernels as spatial_kernels
-from ..spatial.kernels import HELPER, ONE
+from ..spatial.jacobian import jacobian_determinant
+from ..spatial.jacobian_kernels import smallest_at
+from ..spatial.kernels import ONE
+from ..spatial.rows import HELPER
 
 # Smallest Jacobian determinant that counts as healthy; a little above zero, so that interpolating the
 # displacement to another grid does not bring folds back.
@@ -72,9 +74,7 @@ def remove_folds(
         `rounds` ran out).
     """
     u = np.array(displacement, np.float32)
-    jacobian = np.empty(u.shape[1:], np.float32)
-    spatial_kernels.jacobian_smallest(u, jacobian)
-    bad = np.flatnonzero(jacobian < margin)
+    bad = np.flatnonzero(jacobian_determinant(u, strict=True) < margin)
     first = bad.size
     stamp = np.zeros(u.shape[1:], np.int32)
     for n in range(rounds):
@@ -147,5 +147,5 @@ def _below(u, voxels, margin):
     keep = np.empty(voxels.size, np.bool_)
     for n in range(voxels.size):
         z, rest = voxels[n] // (Y * X), voxels[n] % (Y * X)
-        keep[n] = spatial_kernels.smallest_at(u, z, rest // X, rest % X) < margin
+        keep[n] = smallest_at(u, z, rest // X, rest % X) < margin
     return voxels[keep]

@@ -42,7 +42,7 @@ def selective_scan(
     L, N);
     D, delta_bias: (G, E); z: (b, G or 1, L, E).
     shape: (H, W, D) with H W D = L, by default a plain sequence; traversals: G names ("whd-") or `Traversal`
-    objects, by default "hwd+" for all; backend: "auto", "torch", "numba" or "mamba_ssm", see `selection`.
+    objects, by default "hwd+" for all; backend: one of `BACKENDS`, see `selection`.
 
     Returns y (b, G, L, E) in the type of u; the state is float32 for half types and float32, float64 for
     float64.
@@ -63,8 +63,10 @@ def selective_scan(
         _check_shared(name, tensor, sizes)
     volume, visits = _volume(shape, traversals, length, groups)
     module = backend_module(backend, u.device, u.dtype)
-    y = module.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, volume, visits)
-    if z is not None:
+    arguments = (u, delta, A, B, C, D, delta_bias, delta_softplus, volume, visits)
+    gated = getattr(module, "GATED", False)  # such a backend has the gate in its kernel
+    y = module.selective_scan(*arguments, z) if gated else module.selective_scan(*arguments)
+    if z is not None and not gated:
         gate = F.silu(z.to(y.dtype))
         y = y * gate if y.requires_grad or gate.requires_grad else y.mul_(gate)
     return y.to(u.dtype)

@@ -1,6 +1,6 @@
 """The CUDA kernels of the mamba-ssm and causal-conv1d packages, one direction at a time.
 
-Recent mamba-ssm releases install without their compiled `selective_scan_cuda`, and then fail only when
+Recent mamba-ssm releases may be installed without a `selective_scan_cuda` that works here, and some fail only when
 called, so `check` calls them.
 """
 
@@ -20,8 +20,9 @@ def check() -> None:
 
     tokens = torch.zeros(1, 8, 4, device="cuda")
     states = torch.zeros(1, 2, 4, device="cuda")
-    selective_scan_fn(tokens, tokens, states.new_zeros(8, 2), states, states)
-    causal_conv1d_fn(tokens, states.new_zeros(8, 4))
+    scanned = selective_scan_fn(tokens, tokens, states.new_zeros(8, 2), states, states)
+    convolved = causal_conv1d_fn(tokens, states.new_zeros(8, 4))
+    (scanned + convolved).cpu()  # what goes wrong on the device shows when its results are read
 
 
 def selective_scan(

@@ -21,11 +21,15 @@ _MODULES = {
     "torch": "RegMambaLib.scan.reference",
     "numba": "RegMambaLib.scan.numba_backend",
     "mamba_ssm": "RegMambaLib.scan.mamba_ssm_backend",
+    "triton": "RegMambaLib.scan.triton_backend",
 }
 _INSTALL = {
     "numba": "pip install numba",
     "mamba_ssm": "pip install mamba-ssm causal-conv1d --no-build-isolation (Linux with an NVIDIA GPU)",
+    "triton": "pip install triton (Linux with an NVIDIA GPU; it comes with torch for CUDA)",
 }
+# Tried in this order where nobody chose; torch is what remains.
+_FASTEST = {"cuda": ("triton", "mamba_ssm"), "cpu": ("numba",)}
 BACKENDS = ("auto", *_MODULES)
 
 _process_choice = "auto"
@@ -33,7 +37,7 @@ _context_choice: ContextVar[str | None] = ContextVar("regmamba_scan_backend", de
 
 
 def set_backend(name: str) -> None:
-    """Choose the scan backend ("auto", "torch", "numba", "mamba_ssm") for the whole process.
+    """Choose the scan backend (one of `BACKENDS`) for the whole process.
 
     Raises InputError for an unknown name and MissingDependencyError for a backend that cannot run here.
     """
@@ -74,16 +78,20 @@ def backend_module(requested: str, device: torch.device, dtype: torch.dtype) -> 
         name = _for_tensors(device, dtype)
     elif name == "numba" and device.type != "cpu":
         raise InputError(f"The numba scan runs on the CPU only and got tensors on {device}; use 'auto' or 'torch'.")
-    elif name == "mamba_ssm" and device.type != "cuda":
-        raise InputError(f"The mamba_ssm scan runs on CUDA only and got tensors on {device}; use 'auto' or 'numba'.")
+    elif name in ("mamba_ssm", "triton") and device.type != "cuda" and not _interpreted(name):
+        raise InputError(f"The {name} scan runs on CUDA only and got tensors on {device}; use 'auto' or 'numba'.")
     return importlib.import_module(_MODULES[name])
 
 
 def _for_tensors(device: torch.device, dtype: torch.dtype) -> str:
-    fast = {"cuda": "mamba_ssm", "cpu": "numba"}.get(device.type)
-    if fast is None or dtype == torch.float64 or _why_unusable(fast) is not None:
-        return "torch"
-    return fast
+    """Only torch has a float64 state."""
+    fast = () if dtype == torch.float64 else _FASTEST.get(device.type, ())
+    return next((name for name in fast if _why_unusable(name) is None), "torch")
+
+
+def _interpreted(name: str) -> bool:
+    """Whether Triton's interpreter stands in for the GPU."""
+    return name == "triton" and importlib.import_module(_MODULES[name]).interpreted()
 
 
 def _require(name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from . import kernels
+from .jacobian_kernels import jacobian
 
 
 def jacobian_determinant(displacement: np.ndarray, *, strict: bool = False) -> np.ndarray:
@@ -24,5 +24,5 @@ def jacobian_determinant(displacement: np.ndarray, *, strict: bool = False) -> n
         )
     u = np.ascontiguousarray(displacement, np.float32)
     out = np.empty(u.shape[1:], np.float32)
-    (kernels.jacobian_smallest if strict else kernels.jacobian_central)(u, out)
+    jacobian(u, strict, out)
     return out

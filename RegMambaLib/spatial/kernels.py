@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-RELAXED = {"reassoc", "contract", "arcp", "nsz", "afn"}
+from .rows import HELPER, RELAXED, add_rows, determinant, scale_row
+
 OPTIONS: dict[str, Any] = {
     "parallel": True,
     "fastmath": RELAXED,
@@ -20,7 +21,6 @@ OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "error_model": "numpy",
 }
-HELPER: dict[str, Any] = {"fastmath": RELAXED, "cache": True, "error_model": "numpy"}
 ONE = np.float32(1)
 HALF = np.float32(0.5)
 
@@ -29,11 +29,13 @@ HALF = np.float32(0.5)
 def split(position, size):
     """Lower voxel, upper voxel and fraction of a continuous position clamped to [0, size - 1].
 
-    Beyond either border both voxels are the border's, so that nothing changes there: the slope is 0.
+    Beyond either border both voxels are the border's, so that nothing changes there: the slope is 0. The voxels are
+    unsigned, which saves the check for negative indices; do not calculate with them.
     """
     p = min(max(position, np.float32(0)), np.float32(size - 1))
     low = int(p)
-    return low, (low if position < 0 else min(low + 1, size - 1)), p - np.float32(low)
+    high = low if position < 0 else min(low + 1, size - 1)
+    return np.uintp(low), np.uintp(high), p - np.float32(low)
 
 
 @njit(**OPTIONS)
@@ -73,11 +75,12 @@ def compose(u, v, scale, spans, out):
     Z, Y, X = u.shape[1:]
     for z in prange(Z):
         for y in range(Y):
-            for x in range(spans[z, y, 0], spans[z, y, 1]):
+            for i in range(spans[z, y, 0], spans[z, y, 1]):
+                x = np.uintp(i)
                 vz, vy, vx = scale * v[0, z, y, x], scale * v[1, z, y, x], scale * v[2, z, y, x]
                 z0, z1, fz = split(np.float32(z) + vz, Z)
                 y0, y1, fy = split(np.float32(y) + vy, Y)
-                x0, x1, fx = split(np.float32(x) + vx, X)
+                x0, x1, fx = split(np.float32(i) + vx, X)
                 for k in range(3):
                     a = u[k, z0, y0, x0] + (u[k, z0, y0, x1] - u[k, z0, y0, x0]) * fx
                     b = u[k, z0, y1, x0] + (u[k, z0, y1, x1] - u[k, z0, y1, x0]) * fx
@@ -129,24 +132,19 @@ def _smooth_plane(source, z, kernel, spans, row, out):
         if low == high:
             continue
         first, last = max(low - r, 0), min(high + r, X)
-        for x in range(first, last):
-            row[r + x] = kernel[r] * source[z, y, x]
+        along_y = row[r + first : r + last]
+        scale_row(source[z, y, first:last], kernel[r], along_y)
         for t in range(1, r + 1):
-            up, down, w = max(y - t, 0), min(y + t, Y - 1), kernel[r + t]
-            for x in range(first, last):
-                row[r + x] += w * (source[z, up, x] + source[z, down, x])
+            up, down = source[z, max(y - t, 0), first:last], source[z, min(y + t, Y - 1), first:last]
+            add_rows(along_y, up, down, kernel[r + t])
         if first == 0:
-            for x in range(r):
-                row[x] = row[r]
+            row[:r] = row[r]
         if last == X:
-            for x in range(r):
-                row[r + X + x] = row[r + X - 1]
-        for x in range(low, high):
-            out[y, x] = kernel[r] * row[r + x]
+            row[r + X :] = row[r + X - 1]
+        target = out[y, low:high]
+        scale_row(row[r + low : r + high], kernel[r], target)
         for t in range(1, r + 1):
-            w = kernel[r + t]
-            for x in range(low, high):
-                out[y, x] += w * (row[r + x - t] + row[r + x + t])
+            add_rows(target, row[r + low - t : r + high - t], row[r + low + t : r + high + t], kernel[r + t])
 
 
 @njit(**OPTIONS)
@@ -173,77 +171,13 @@ def smooth(fields, kernel, slabs, spans, out):
             middle = ring[z % depth]
             for y in range(Y):
                 low, high = spans[z, y, 0], spans[z, y, 1]
-                for x in range(low, high):
-                    out[c, z, y, x] = kernel[r] * middle[y, x]
+                if low >= high:
+                    continue
+                target = out[c, z, y, low:high]
+                scale_row(middle[y, low:high], kernel[r], target)
                 for t in range(1, r + 1):
-                    up, down, w = ring[max(z - t, 0) % depth], ring[min(z + t, Z - 1) % depth], kernel[r + t]
-                    for x in range(low, high):
-                        out[c, z, y, x] += w * (up[y, x] + down[y, x])
-
-
-@njit(**HELPER)
-def _determinant(a, b, c, d, e, f, g, h, i):
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-
-@njit(**HELPER)
-def _jacobian_at(u, z, y, x, za, zb, ya, yb, xa, xb):
-    """Determinant of id + u's derivative from differences between the given neighbours."""
-    hz, hy, hx = ONE / np.float32(zb - za), ONE / np.float32(yb - ya), ONE / np.float32(xb - xa)
-    return _determinant(
-        ONE + (u[0, zb, y, x] - u[0, za, y, x]) * hz,
-        (u[0, z, yb, x] - u[0, z, ya, x]) * hy,
-        (u[0, z, y, xb] - u[0, z, y, xa]) * hx,
-        (u[1, zb, y, x] - u[1, za, y, x]) * hz,
-        ONE + (u[1, z, yb, x] - u[1, z, ya, x]) * hy,
-        (u[1, z, y, xb] - u[1, z, y, xa]) * hx,
-        (u[2, zb, y, x] - u[2, za, y, x]) * hz,
-        (u[2, z, yb, x] - u[2, z, ya, x]) * hy,
-        ONE + (u[2, z, y, xb] - u[2, z, y, xa]) * hx,
-    )
-
-
-@njit(**HELPER)
-def central_at(u, z, y, x):
-    """Determinant of id + u at one voxel by central differences, one-sided at the border."""
-    Z, Y, X = u.shape[1:]
-    return _jacobian_at(
-        u, z, y, x, max(z - 1, 0), min(z + 1, Z - 1), max(y - 1, 0), min(y + 1, Y - 1), max(x - 1, 0), min(x + 1, X - 1)
-    )
-
-
-@njit(**HELPER)
-def smallest_at(u, z, y, x):
-    """The smallest of the central and the eight one-sided determinants at one voxel."""
-    Z, Y, X = u.shape[1:]
-    worst = central_at(u, z, y, x)
-    for side in range(8):
-        a, b, c = z - (side & 1), y - (side >> 1 & 1), x - (side >> 2)
-        if a >= 0 and b >= 0 and c >= 0 and a + 1 < Z and b + 1 < Y and c + 1 < X:
-            worst = min(worst, _jacobian_at(u, z, y, x, a, a + 1, b, b + 1, c, c + 1))
-    return worst
-
-
-@njit(**OPTIONS)
-def jacobian_central(u, out):
-    """Determinant of id + u by central differences (one-sided at the border); every axis has >= 2 voxels."""
-    for z in prange(out.shape[0]):
-        for y in range(out.shape[1]):
-            for x in range(out.shape[2]):
-                out[z, y, x] = central_at(u, z, y, x)
-
-
-@njit(**OPTIONS)
-def jacobian_smallest(u, out):
-    """The smallest of the central and the eight one-sided Jacobian determinants at every voxel.
-
-    Positive everywhere means that no finite-difference scheme sees a fold, after Liu et al., "On finite
-    difference Jacobian computation in deformable image registration", IJCV 2024.
-    """
-    for z in prange(out.shape[0]):
-        for y in range(out.shape[1]):
-            for x in range(out.shape[2]):
-                out[z, y, x] = smallest_at(u, z, y, x)
+                    up, down = ring[max(z - t, 0) % depth], ring[min(z + t, Z - 1) % depth]
+                    add_rows(target, up[y, low:high], down[y, low:high], kernel[r + t])
 
 
 @njit(**HELPER)
@@ -328,7 +262,7 @@ def invert(u, tolerance, iterations, out, error):
                         damping = ONE
                         for k in range(3):
                             slope[k, k] += ONE
-                        det = _determinant(
+                        det = determinant(
                             slope[0, 0],
                             slope[0, 1],
                             slope[0, 2],
@@ -358,7 +292,7 @@ def invert(u, tolerance, iterations, out, error):
 @njit(**HELPER)
 def _solve(m, r, det):
     """m^-1 r for a 3x3 matrix by Cramer's rule."""
-    a = _determinant(r[0], m[0, 1], m[0, 2], r[1], m[1, 1], m[1, 2], r[2], m[2, 1], m[2, 2])
-    b = _determinant(m[0, 0], r[0], m[0, 2], m[1, 0], r[1], m[1, 2], m[2, 0], r[2], m[2, 2])
-    c = _determinant(m[0, 0], m[0, 1], r[0], m[1, 0], m[1, 1], r[1], m[2, 0], m[2, 1], r[2])
+    a = determinant(r[0], m[0, 1], m[0, 2], r[1], m[1, 1], m[1, 2], r[2], m[2, 1], m[2, 2])
+    b = determinant(m[0, 0], r[0], m[0, 2], m[1, 0], r[1], m[1, 2], m[2, 0], r[2], m[2, 2])
+    c = determinant(m[0, 0], m[0, 1], r[0], m[1, 0], m[1, 1], r[1], m[2, 0], m[2, 1], r[2])
     return a / det, b / det, c / det

@@ -1,5 +1,7 @@
-"""Training on synthetic pairs made from label maps, with validation on real ones.
+"""Training on rendered pairs and on prepared data sets, with validation on subjects that are not trained on.
 
-`anatomy` places label maps in one frame, `synthetic` makes pairs of images from them, `validation` scores a
-network on real pairs, `trainer` is the loop and `pretrain` the command.
+`config` is all that a configuration may say, `config_file` reads it, `tree` checks it. `anatomy` places label maps
+in one frame, `shapes` makes some up, `synthetic` renders pairs of images with the tables of `contrast`; `datasets`
+holds real ones; `data` mixes both. `objective` is what is minimised, `trainer` the loop, `checkpoint` and `logs` what
+it writes, `validation` how it is judged.
 """

@@ -1,8 +1,8 @@
-"""Label maps of heads -> brains in one common frame, ready to be rendered.
+"""Label maps -> anatomies in one common frame, ready to be rendered.
 
-The maps are those of SynthSeg (FreeSurfer label numbers; 500 and above lie outside the brain). They are
+Maps of heads are those of SynthSeg (FreeSurfer label numbers; 500 and above lie outside the brain). They are
 brought into the frame that linearly pre-aligned brains have: array axes (S, P, L), 1 mm, 160 x 192 x 160,
-MNI152 centre.
+MNI152 centre. Any other maps are moved to the centre of such a frame.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from RegMambaLib.errors import InputError
+from RegMambaLib.io.images import read_labels
 
 FRAME_SHAPE = (160, 192, 160)
 
@@ -56,12 +57,20 @@ _CSF = 24
 SULCAL_CSF, RIM_NEAR, RIM_MIDDLE, RIM_FAR = 250, 251, 252, 253
 
 
+# Numbers that no structure of a brain has in `contrast`, for shapes and for maps that are no heads.
+FIRST_OTHER, LAST_OTHER = 101, 249
+
+
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """One brain: `labels` uint8 `FRAME_SHAPE`, FreeSurfer numbers below 250 and the four CSF labels above."""
+    """One anatomy: `labels` uint8 `FRAME_SHAPE`.
+
+    Of a brain they are FreeSurfer numbers below 250 and the four CSF labels above, else 101 to 249.
+    """
 
     name: str
     labels: np.ndarray
+    brain: bool = True
 
 
 def _to_frame(labels: np.ndarray, name: str) -> np.ndarray:
@@ -118,17 +127,62 @@ def place_anatomy(labels: np.ndarray, name: str) -> Anatomy:
 
 
 def load_anatomies(folder: Path) -> list[Anatomy]:
-    """Every NIfTI label map of a folder, in the order of the names.
+    """Every head label map (NIfTI) of a folder, posed in the common frame, in the order of the names.
 
     Raises:
         InputError: the folder holds fewer than two maps, or one of them is no FreeSurfer-style label map.
     """
+    maps = map(_read, _label_files(folder))
+    return [place_anatomy(sitk.GetArrayFromImage(image).astype(np.int32), name) for name, image in maps]
+
+
+def load_centred(folder: Path, voxel: float = 1.0) -> list[Anatomy]:
+    """Every label map (NIfTI) of a folder, whatever it shows, in the order of the names.
+
+    The middle of the labelled box of each map comes to the middle of the frame, axes along S, P, L; what does not
+    fit is cut off. Label values are numbered anew from 101, alike in all maps.
+
+    Args:
+        voxel: mm that one voxel of the frame shows.
+
+    Raises:
+        InputError: the folder holds fewer than two maps, one holds no label, or there are more than 149 label values.
+    """
+    files = _label_files(folder)
+    framed = [(name, _centred(image, voxel)) for name, image in map(_read, files)]
+    values = np.unique(np.concatenate([np.unique(labels) for _, labels in framed]))
+    values = values[values != 0]
+    if len(values) > LAST_OTHER - FIRST_OTHER + 1:
+        raise InputError(
+            f"The label maps in {folder} have {len(values)} label values, and at most "
+            f"{LAST_OTHER - FIRST_OTHER + 1} can be told apart; merge some."
+        )
+    return [
+        Anatomy(
+            name,
+            np.where(labels != 0, np.searchsorted(values, labels) + FIRST_OTHER, 0).astype(np.uint8),
+            brain=False,
+        )
+        for name, labels in framed
+    ]
+
+
+def _label_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.glob("*.nii*") if p.name.endswith((".nii", ".nii.gz")))
     if len(files) < 2:
         raise InputError(f"Found {len(files)} NIfTI label maps in {folder}; training on pairs needs at least two.")
-    anatomies = []
-    for file in files:
-        image = sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")
-        labels = np.rint(sitk.GetArrayFromImage(image)).astype(np.int32)
-        anatomies.append(place_anatomy(labels, file.name.split(".")[0]))
-    return anatomies
+    return files
+
+
+def _read(file: Path) -> tuple[str, sitk.Image]:
+    """Name and map, array axes (S, P, L), any integer type that its values need."""
+    return file.name.split(".")[0], sitk.DICOMOrient(read_labels(file), "LPS")
+
+
+def _centred(image: sitk.Image, voxel: float) -> np.ndarray:
+    labels = sitk.GetArrayFromImage(image)
+    box = ndimage.find_objects((labels != 0).astype(np.uint8))[0]
+    step = voxel / np.array(image.GetSpacing()[::-1])
+    middle = np.array([(s.start + s.stop - 1) / 2 for s in box])
+    offset = middle - step * (np.array(FRAME_SHAPE) - 1) / 2
+    return ndimage.affine_transform(labels, np.diag(step), offset=offset, output_shape=FRAME_SHAPE, order=0)

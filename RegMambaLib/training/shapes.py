@@ -9,12 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from RegMambaLib.training.anatomy import FRAME_SHAPE, Anatomy
+from RegMambaLib.training.anatomy import FIRST_OTHER, FRAME_SHAPE, Anatomy
 
 # Voxels of the grid that the fields are compared on, in mm: shapes need no finer border.
 _STEP = 2
-# Numbers that no structure of a brain has (see `contrast`).
-_FIRST = 101
 
 
 def random_shapes(rng: np.random.Generator, count: int, knots: tuple[float, float], bounded: bool) -> Anatomy:
@@ -27,7 +25,7 @@ def random_shapes(rng: np.random.Generator, count: int, knots: tuple[float, floa
     shape = tuple(-(-n // _STEP) for n in FRAME_SHAPE)
     highest = np.full(shape, -np.inf, np.float32)
     labels = np.zeros(shape, np.uint8)
-    for label in range(_FIRST, _FIRST + count):
+    for label in range(FIRST_OTHER, FIRST_OTHER + count):
         values = _field(rng, shape, rng.uniform(*knots) / _STEP)
         # Every field has its own offset, so that large and small structures appear.
         values += np.float32(0.5 * rng.standard_normal())
@@ -39,7 +37,7 @@ def random_shapes(rng: np.random.Generator, count: int, knots: tuple[float, floa
         labels[radius + 0.15 * _field(rng, shape, 40 / _STEP) > rng.uniform(0.7, 1.1)] = 0
     for axis in range(3):
         labels = np.repeat(labels, _STEP, axis=axis)
-    return Anatomy("shapes", np.ascontiguousarray(labels[tuple(slice(n) for n in FRAME_SHAPE)]))
+    return Anatomy("shapes", np.ascontiguousarray(labels[tuple(slice(n) for n in FRAME_SHAPE)]), brain=False)
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, ...], knots: float) -> np.ndarray:

@@ -56,14 +56,14 @@ class SyntheticSettings:
         keep_rim: probability that the next shell outside the brain stays, given that the last one did.
         other_contrast: probability that an image has any contrast, its own, instead of a T1-like one.
         thick: sigma of the blur along one axis, as thick slices have it, in voxels.
-        shapes: probability that a pair shows random shapes instead of brains.
+        shapes: probability that a pair shows random shapes instead of given anatomies.
         shape_bend: `coarse_bend` of shapes; both images are deformed from one map.
         shape_count, shape_knots: how many shapes there are, and the distance between the random values
             that they come from.
-        crops: probability that a pair of brains is a cut-out of them, as a small field of view gives.
+        crops: probability that a pair of given anatomies is a cut-out of them, as a small field of view gives.
         crop_size: its edge in voxels.
         crop_spacing: its spacing.
-        crop_shift: largest distance of its centre from that of the brain, along each axis.
+        crop_shift: largest distance of its centre from that of the frame, along each axis.
     """
 
     pose_rotation: float = 10.0
@@ -184,12 +184,13 @@ def _random_affine(rng: np.random.Generator, settings: SyntheticSettings) -> tup
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """What the two images of a pair share: brightness of cortex and CSF, or a whole table; pose; frame."""
+    """What the two images of a pair share: brightness of structures, pose, frame, strength of deformation."""
 
     shape: tuple[int, int, int]
     spacing: float
     pose: tuple[np.ndarray, np.ndarray]
     table: np.ndarray
+    coarse_bend: float
 
 
 def _brightness(rng: np.random.Generator, settings: SyntheticSettings, table: np.ndarray) -> np.ndarray:
@@ -208,7 +209,7 @@ def _brightness(rng: np.random.Generator, settings: SyntheticSettings, table: np
 
 
 def _render_image(
-    anatomy: Anatomy, look: _Look, rng: np.random.Generator, settings: SyntheticSettings, brain: bool
+    anatomy: Anatomy, look: _Look, rng: np.random.Generator, settings: SyntheticSettings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One deformed anatomy: image float32 in 0..1, labels uint8, clean image float32, all of the look's shape."""
     shape, spacing = look.shape, look.spacing
@@ -217,11 +218,10 @@ def _render_image(
     offset = (np.array(anatomy.labels.shape) - 1) / 2 + shift - matrix @ ((np.array(shape) - 1) / 2)
     # Smooth fields are made on a grid of every fourth voxel: 64 times fewer values to draw and filter.
     coarse, step = tuple(-(-n // 4) + 1 for n in shape), 4 * spacing
-    coarse_bend = settings.coarse_bend if brain else settings.shape_bend
     bend = np.stack(
         [
             _stretched(
-                _smooth_noise(rng, coarse, settings.coarse_knots / step, rng.uniform(0, coarse_bend))
+                _smooth_noise(rng, coarse, settings.coarse_knots / step, rng.uniform(0, look.coarse_bend))
                 + _smooth_noise(rng, coarse, settings.fine_knots / step, rng.uniform(0, settings.fine_bend)),
                 shape,
             )
@@ -229,7 +229,7 @@ def _render_image(
         ]
     )
     log_bias = _stretched(_smooth_noise(rng, coarse, settings.bias_knots / step, rng.uniform(*settings.bias)), shape)
-    table = _brightness(rng, settings, look.table) if brain else look.table
+    table = _brightness(rng, settings, look.table) if anatomy.brain else look.table
     render = partial(_rendered, anatomy.labels, matrix=matrix, offset=offset, bend=bend)
     image, labels = render(table)
     inside = image > 0.02
@@ -282,28 +282,32 @@ def random_pair(
     """Two different subjects, or one set of shapes twice, each deformed on its own.
 
     Args:
-        anatomies: at least two.
+        anatomies: at least two; none are needed where `settings.shapes` is 1.
         rng: source of all randomness; an equal state gives an equal pair.
         shape: (H, W, D) of the images in voxels, along S, P, L.
         spacing: of the voxels, mm, the same along all axes. Cut-outs have a shape and spacing of their own.
     """
-    brain = rng.random() >= settings.shapes
-    if brain:
+    given = rng.random() >= settings.shapes
+    if given:
         first, second = (anatomies[i] for i in rng.choice(len(anatomies), 2, replace=False))
-        table = t1_table(rng.uniform(*settings.grey), rng.uniform(*settings.csf))
     else:
         first = second = random_shapes(
             rng, int(rng.integers(*settings.shape_count)), settings.shape_knots, bool(rng.random() < 0.5)
         )
+    if first.brain:
+        table = t1_table(rng.uniform(*settings.grey), rng.uniform(*settings.csf))
+    else:
         table = rng.uniform(0.1, 1.0, 256)
         table[0] = 0.0
     reach = settings.pose_shift
-    if brain and rng.random() < settings.crops:
+    if given and rng.random() < settings.crops:
         edges = rng.integers(*settings.crop_size, size=3)
         shape = int(edges[0]), int(edges[1]), int(edges[2])
         spacing, reach = rng.uniform(*settings.crop_spacing), settings.crop_shift
     pose = _random_rotation(rng, settings.pose_rotation), rng.uniform(-reach, reach, 3)
-    render = partial(_render_image, look=_Look(shape, spacing, pose, table), rng=rng, settings=settings, brain=brain)
+    bend = settings.coarse_bend if given else settings.shape_bend
+    look = _Look(shape, spacing, pose, table, bend)
+    render = partial(_render_image, look=look, rng=rng, settings=settings)
     fixed, fixed_labels, fixed_clean = render(first)
     moving, moving_labels, moving_clean = render(second)
     return Pair(fixed, moving, fixed_labels, moving_labels, fixed_clean, moving_clean)

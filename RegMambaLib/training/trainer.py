@@ -1,303 +1,305 @@
-"""The training loop: synthetic pairs in, weights out. Deterministic, resumable, stops at the first NaN."""
+"""The training loop: pairs in, weights out. Deterministic, resumable, on any number of devices."""
 
 from __future__ import annotations
 
-import csv
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 import torch
 
-from RegMambaLib.errors import InputError, RegMambaError
-from RegMambaLib.io.atomic import staged_file
-from RegMambaLib.losses import dice_loss, diffusion_loss, dirichlet_kl_loss, lncc_loss
-from RegMambaLib.networks.blocks import warp
-from RegMambaLib.networks.voting import DirectionVoting
-from RegMambaLib.training.anatomy import Anatomy
-from RegMambaLib.training.synthetic import Pair, SyntheticSettings, random_pair
-from RegMambaLib.training.validation import ValidationPair, validate
+from RegMambaLib.errors import InputError, MissingDependencyError, RegMambaError
+from RegMambaLib.io.atomic import staged_file, writing
+from RegMambaLib.networks import build_network, load_network, save_network
+from RegMambaLib.networks.base import RegistrationNetwork
+from RegMambaLib.training.checkpoint import Average, checkpoint_blocks, load_checkpoint, save_checkpoint
+from RegMambaLib.training.config import Hardware, Network, Optimiser, TrainingConfig
+from RegMambaLib.training.config_file import INSTALL
+from RegMambaLib.training.data import Pairs, Sample, ahead, load_pairs
+from RegMambaLib.training.logs import Logs
+from RegMambaLib.training.objective import Objective, tensors_of
+from RegMambaLib.training.tree import plain
+from RegMambaLib.training.validation import ValidationPair, displacement_of, load_validation, validate
 
-# One row of the log, in this order.
-LOG_COLUMNS = (
-    *("step", "seconds", "spacing", "loss", "similarity", "smoothness", "dice", "gradient"),
-    *("val_dice", "val_folds"),
-)
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+WEIGHTS = "weights.safetensors"
+Row = dict[str, Any]
 
 
 class TrainingDivergedError(RegMambaError):
     """Loss or gradient is not finite any more; the last checkpoint is good."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Until this share of all steps, images have this shape (voxels along S, P, L) and spacing (mm)."""
-
-    until: float
-    shape: tuple[int, int, int]
-    spacing: float
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Everything that decides the outcome of a training run, apart from the data and the network.
-
-    Attributes:
-        steps: number of optimiser steps, each on one new pair.
-        seed: of the pairs; each step draws from (seed, step), so a resumed run sees the same pairs.
-        learning_rate: of Adam at its highest; it rises over `warm_up` steps, then falls as a cosine to
-            `last_rate` of it.
-        clip: largest norm of the gradient.
-        average: decay of the moving average of the weights that is validated and shipped; 0 switches it off.
-        window: edge of the LNCC window in voxels.
-        coarse_share: share of the similarity that is LNCC at half resolution, which sees further.
-        smoothness: weight of the diffusion loss.
-        voting: weight of the voting risk, the divergence of the learned direction votes from even ones.
-        dice: weight of the Dice loss on the known labels (0: intensities only).
-        labels_per_step: labels drawn for the Dice loss of a step.
-        stages: image sizes over the run; the last one goes to the end.
-        size_jitter: largest relative change of each axis' length, because the share of background differs.
-        validate_every, save_every: in steps.
-    """
-
-    steps: int = 1000
-    seed: int = 0
-    learning_rate: float = 1.5e-3
-    last_rate: float = 0.02
-    warm_up: int = 20
-    clip: float = 1.0
-    average: float = 0.98
-    window: int = 5
-    coarse_share: float = 0.3
-    smoothness: float = 1.0
-    voting: float = 1e-3
-    dice: float = 0.0
-    labels_per_step: int = 8
-    stages: tuple[Stage, ...] = (
-        Stage(0.25, (52, 64, 52), 3.0),
-        Stage(0.65, (64, 78, 64), 2.5),
-        Stage(1.0, (80, 96, 80), 2.0),
-    )
-    size_jitter: float = 0.08
-    validate_every: int = 100
-    save_every: int = 25
-
-
-def learning_rate(settings: TrainingSettings, step: int) -> float:
-    """Linear rise, then cosine; `step` counts from 0."""
+def learning_rate(settings: Optimiser, step: int, steps: int) -> float:
+    """Linear rise, then cosine or constant; `step` counts from 0."""
     if step < settings.warm_up:
         return settings.learning_rate * (step + 1) / settings.warm_up
-    progress = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (step - settings.warm_up) / max(1, steps - settings.warm_up)
     low = settings.last_rate
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def stage_at(settings: TrainingSettings, step: int) -> Stage:
-    """The stage that step (from 0) belongs to."""
-    share = step / settings.steps
-    return next((s for s in settings.stages if share < s.until), settings.stages[-1])
+def make_fabric(hardware: Hardware) -> Fabric:
+    """The processes of a run, launched.
 
-
-def pair_at(anatomies: list[Anatomy], step: int, settings: TrainingSettings, synthetic: SyntheticSettings) -> Pair:
-    """The synthetic pair of a step: a function of seed and step alone."""
-    stage = stage_at(settings, step)
-    rng = np.random.default_rng([settings.seed, step])
-    factors = rng.uniform(1 - settings.size_jitter, 1 + settings.size_jitter, 3)
-    h, w, d = (max(1, round(n * float(factor))) for n, factor in zip(stage.shape, factors, strict=True))
-    return random_pair(anatomies, rng, shape=(h, w, d), spacing=stage.spacing, settings=synthetic)
-
-
-def _pairs(make: Callable[[int], Pair], first: int, steps: int) -> Iterator[tuple[int, Pair]]:
-    """Pairs of steps first .. steps - 1; the next one is made while the current one is learned from."""
-    with ThreadPoolExecutor(1) as maker:
-        waiting = maker.submit(make, first)
-        for step in range(first, steps):
-            pair = waiting.result()
-            if step + 1 < steps:
-                waiting = maker.submit(make, step + 1)
-            yield step, pair
-
-
-def _one_hot(labels: np.ndarray, chosen: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([labels == value for value in chosen])[None].astype(np.float32))
-
-
-def _common_labels(pair: Pair, seed: Sequence[int], number: int) -> list[int]:
-    common = np.intersect1d(pair.fixed_labels, pair.moving_labels)
-    # 250 and above are parts of the CSF outside, whose border is an accident of the label maps.
-    common = common[(common > 0) & (common < 250)]
-    rng = np.random.default_rng([*seed, 1])
-    return [int(v) for v in rng.permutation(common)[:number]]
-
-
-def pair_loss(
-    network: torch.nn.Module, pair: Pair, settings: TrainingSettings, step: int, device: torch.device
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss of one pair and its parts for the log."""
-    fixed, moving = (torch.from_numpy(x)[None, None].to(device) for x in (pair.fixed, pair.moving))
-    displacement = network(moving, fixed)
-    chosen = _common_labels(pair, (settings.seed, step), settings.labels_per_step) if settings.dice else []
-    compared, carried = (torch.from_numpy(x)[None, None].to(device) for x in (pair.fixed_clean, pair.moving_clean))
-    if chosen:
-        carried = torch.cat([carried, _one_hot(pair.moving_labels, chosen).to(device)], dim=1)
-    moved = warp(carried, displacement)
-    halves = [torch.nn.functional.avg_pool3d(x, 2) for x in (compared, moved[:, :1])]
-    similarity = (1 - settings.coarse_share) * lncc_loss(compared, moved[:, :1], window=settings.window)
-    similarity = similarity + settings.coarse_share * lncc_loss(*halves, window=settings.window)
-    smoothness = diffusion_loss(displacement)
-    loss = similarity + settings.smoothness * smoothness
-    for module in network.modules():
-        if isinstance(module, DirectionVoting):
-            loss = loss + settings.voting * dirichlet_kl_loss(module.post[None])
-    parts = {
-        "similarity": float(similarity.detach()),
-        "smoothness": float(smoothness.detach()),
-        "dice": math.nan,
-    }
-    if chosen:
-        overlap = dice_loss(_one_hot(pair.fixed_labels, chosen).to(device), moved[:, 1:])
-        loss = loss + settings.dice * overlap
-        parts["dice"] = float(overlap.detach())
-    return loss, parts
-
-
-class _Average:
-    """Exponential moving average of the weights; young averages forget faster."""
-
-    def __init__(self, network: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
-
-    def update(self, network: torch.nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in network.state_dict().items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value.detach(), 1 - decay)
-            else:
-                self.weights[name].copy_(value)
-
-
-def _load(path: Path, settings: TrainingSettings) -> dict[str, Any]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["seed"] != settings.seed:
+    Raises:
+        MissingDependencyError: Lightning Fabric is not installed.
+        InputError: the device is not there, or `torchrun` started another number of processes.
+    """
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise MissingDependencyError(f"Training needs lightning-fabric; {INSTALL}.") from error
+    device = hardware.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.device_count() < hardware.devices:
         raise InputError(
-            f"{path} comes from seed {state['seed']}, not {settings.seed}; give that seed or another folder."
+            f"hardware asks for {hardware.devices} CUDA devices and {torch.cuda.device_count()} are there; change "
+            "hardware.devices or hardware.device."
         )
-    return state
+    processes = hardware.devices * hardware.nodes
+    started = int(os.environ.get("WORLD_SIZE", processes))
+    if started != processes:
+        raise InputError(
+            f"{started} processes were started, but hardware has {hardware.devices} devices x {hardware.nodes} nodes; "
+            "make them agree."
+        )
+    fabric = Fabric(
+        accelerator=device,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy="ddp" if processes > 1 else "auto",
+    )
+    fabric.launch()
+    return fabric
 
 
-def _trim_log(log: Path, steps: int) -> None:
-    """Drop rows that a crashed run wrote after its last checkpoint."""
-    rows: list[list[str]] = []
-    if log.exists() and steps:
-        with log.open(newline="") as stream:
-            rows = [row for row in csv.reader(stream) if row and row[0].isdigit() and int(row[0]) <= steps]
-    with log.open("w", newline="") as stream:
-        csv.writer(stream).writerows([list(LOG_COLUMNS), *rows])
+def make_network(settings: Network) -> RegistrationNetwork:
+    """The network to train, float32, on the CPU. Raises InputError for unknown options or unusable weights."""
+    if settings.start is None:
+        return build_network(settings.name, **settings.options)
+    if settings.options:
+        raise InputError("network.start brings its own options; leave network.options out.")
+    return load_network(settings.start).float()
+
+
+def run(
+    config: TrainingConfig, *, report: Callable[[Row], None] | None = None, note: Callable[[str], None] = print
+) -> None:
+    """Train as a configuration says; `config.output` then holds the weights. A run that is there is continued.
+
+    Args:
+        report: called with each row of the log, in the first process.
+        note: called with sentences for the user, in the first process.
+
+    Raises:
+        InputError, MissingDependencyError: something cannot be used as given; nothing was trained.
+        TrainingDivergedError: the loss or the gradient became NaN or infinite.
+    """
+    if config.hardware.threads:
+        torch.set_num_threads(config.hardware.threads)
+        numba.set_num_threads(min(config.hardware.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    torch.manual_seed(config.seed)
+    network = make_network(config.network)
+    pairs = load_pairs(config)
+    validation = load_validation(config.validation, config.data, config.seed)
+    fabric = make_fabric(config.hardware)
+    train(network, pairs, config, fabric=fabric, validation=validation, report=report, note=note)
 
 
 def train(
     network: torch.nn.Module,
-    anatomies: list[Anatomy],
-    folder: Path,
-    settings: TrainingSettings,
+    pairs: Pairs,
+    config: TrainingConfig,
     *,
-    synthetic: SyntheticSettings | None = None,
+    fabric: Fabric,
     validation: Sequence[ValidationPair] = (),
-    on_save: Callable[[torch.nn.Module, int], None] | None = None,
-) -> list[dict[str, float]]:
-    """Train `network` in place; at the end it holds the averaged weights.
+    report: Callable[[Row], None] | None = None,
+    note: Callable[[str], None] = print,
+) -> None:
+    """Train `network` in place; at the end it holds the averaged weights. See `run`.
 
     Args:
-        network: `network(moving, fixed) -> displacement`, (B, 1, H, W, D) -> (B, 3, H, W, D) voxels.
-        anatomies: at least two brains.
-        folder: takes `checkpoint.pt` and `log.csv`; where a checkpoint is there already, the run goes on
-            from it and, with the same settings, ends exactly as if it had never stopped.
-        synthetic: how the pairs are made.
-        validation: real pairs, looked at every `validate_every` steps, never trained on.
-        on_save: called with the network, holding the averaged weights, and the number of steps done,
-            after every checkpoint.
-
-    Returns: the rows logged by this call.
-
-    Raises:
-        TrainingDivergedError: the loss or the gradient became NaN or infinite.
-        InputError: the checkpoint belongs to another seed.
+        network: `network(moving, fixed) -> displacement`, (B, 1, H, W, D) -> (B, 3, H, W, D) voxels. The weights
+            of a `RegistrationNetwork` are written with their card.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / "checkpoint.pt", folder / "log.csv"
-    synthetic = synthetic or SyntheticSettings()
-    device = next(network.parameters()).device
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    average = _Average(network, settings.average)
-    first, seconds = 0, 0.0
-    if checkpoint.exists():
-        state = _load(checkpoint, settings)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.weights = {k: v.to(device) for k, v in state["average"].items()}
-        first, seconds = state["steps"], state["seconds"]
-    _trim_log(log, first)
+    if config.batch % fabric.world_size:
+        raise InputError(
+            f"A batch of {config.batch} cannot be shared out evenly over {fabric.world_size} processes; make it a "
+            "multiple."
+        )
+    with writing(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
+    process = _Process(network, pairs, config, fabric, validation)
+    process.resume(note if fabric.is_global_zero else lambda _: None)
+    # All have read the checkpoint before the first one writes.
+    fabric.barrier()
+    if fabric.is_global_zero:
+        with Logs(config.output, steps=process.progress["steps"], tensorboard=config.logging.tensorboard) as logs:
+            process.steps(logs, report)
+    else:
+        process.steps(None, None)
+    network.load_state_dict(process.average.weights)
 
-    def with_average(action: Callable[[], Any]) -> Any:
-        own = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        network.load_state_dict(average.weights)
-        try:
-            return action()
-        finally:
-            network.load_state_dict(own)
 
-    rows = []
-    network.train()
-    began = time.monotonic() - seconds
-    for step, pair in _pairs(lambda s: pair_at(anatomies, s, settings, synthetic), first, settings.steps):
-        torch.manual_seed(1_000_003 * settings.seed + step)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(settings, step)
-        optimiser.zero_grad(set_to_none=True)
-        loss, parts = pair_loss(network, pair, settings, step, device)
-        loss.backward()
-        gradient = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(gradient)):
+class _Process:
+    """One process of a run; `progress` is what a checkpoint keeps of it besides weights."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        pairs: Pairs,
+        config: TrainingConfig,
+        fabric: Fabric,
+        validation: Sequence[ValidationPair],
+    ) -> None:
+        self.network, self.pairs, self.config, self.fabric, self.validation = network, pairs, config, fabric, validation
+        if config.hardware.gradient_checkpointing:
+            checkpoint_blocks(network)
+        self.adam = torch.optim.Adam(network.parameters(), lr=config.optimiser.learning_rate)
+        objective = Objective(
+            network,
+            config.losses,
+            pairs.examples(config.steps * config.batch),
+            mixed=config.hardware.precision == "bf16-mixed",
+        )
+        self.terms = objective.terms
+        self.forward, self.optimiser = fabric.setup(objective, self.adam)
+        self.average = Average(network, config.optimiser.average)
+        self.progress: dict[str, Any] = {"steps": 0, "seconds": 0.0, "changes": []}
+
+    def resume(self, note: Callable[[str], None]) -> None:
+        """Take up a checkpoint, if there is one."""
+        found = load_checkpoint(self.config, self.network, self.adam, self.average)
+        if found is None:
+            return
+        self.progress, changes = found
+        done = self.progress["steps"]
+        note(f"Going on after step {done} of {self.config.steps}.")
+        for change in changes:
+            note(f"Changed: {change}.")
+        self.progress["changes"] += [f"after step {done}: {change}" for change in changes]
+
+    def steps(self, logs: Logs | None, report: Callable[[Row], None] | None) -> None:
+        """All steps that are left; `logs` is None in all processes but the first."""
+        config, first = self.config, self.progress["steps"]
+        began = time.monotonic() - self.progress["seconds"]
+        self.network.train()
+        for step, samples in self._batches(first):
+            row = self._step(step, samples)
+            done = step + 1
+            self.average.update(self.network, done)
+            row = {"step": done, "seconds": round(time.monotonic() - began, 1), **row}
+            is_last = done == config.steps
+            if done % config.validation.every == 0 or is_last:
+                row |= self._look(done, samples[0], logs)
+            if logs is not None:
+                logs.row(row)
+                if report is not None:
+                    report(row)
+            if done % config.logging.save_every == 0 or is_last:
+                self.progress |= {"steps": done, "seconds": time.monotonic() - began}
+                if logs is not None:
+                    save_checkpoint(config, self.network, self.adam, self.average, self.progress)
+                    self._write_weights()
+                self.fabric.barrier()
+
+    def _batches(self, first: int) -> Iterator[tuple[int, list[Sample]]]:
+        batch, rank, processes = self.config.batch, self.fabric.global_rank, self.fabric.world_size
+        numbers = range(first * batch + rank, self.config.steps * batch, processes)
+        samples = ahead(self.pairs.sample, numbers, self.config.data.workers)
+        for step in range(first, self.config.steps):
+            yield step, list(islice(samples, batch // processes))
+
+    def _step(self, step: int, samples: list[Sample]) -> Row:
+        config, fabric = self.config, self.fabric
+        rate = learning_rate(config.optimiser, step, config.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        total: torch.Tensor | None = None
+        for n, sample in enumerate(samples, 1):
+            # The direction votes are drawn from a seed of the pair's own.
+            torch.manual_seed(1_000_003 * config.seed + sample.number)
+            with fabric.no_backward_sync(self.forward, enabled=n < len(samples)):
+                loss, parts = self.forward(tensors_of(sample, fabric.device))
+                fabric.backward(loss / len(samples))
+            values = torch.cat([loss.detach()[None], parts]) / len(samples)
+            total = values if total is None else total + values
+        gradient = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.optimiser.clip)
+        assert total is not None
+        loss_and_parts = self._reduced(total, "mean")
+        if not all(map(math.isfinite, (*loss_and_parts, float(gradient)))):
+            file = self._save_batch(step, samples)
             raise TrainingDivergedError(
-                f"The loss is not finite at step {step}; go on from {checkpoint} with a lower learning rate."
+                f"The loss is not finite at step {step + 1}; its pairs are in {file}; go on from the checkpoint with a "
+                "lower optimiser.learning_rate."
             )
-        optimiser.step()
-        done = step + 1
-        average.update(network, done)
-        row = {
-            "step": done,
-            "seconds": round(time.monotonic() - began, 1),
-            "spacing": stage_at(settings, step).spacing,
-            "loss": float(loss.detach()),
-            **parts,
+        self.optimiser.step()
+        return {
+            "size": "x".join(map(str, samples[0].pair.fixed.shape)),
+            "loss": loss_and_parts[0],
+            **dict(zip(self.terms, loss_and_parts[1:], strict=True)),
             "gradient": float(gradient),
+            "learning_rate": rate,
         }
-        if validation and (done % settings.validate_every == 0 or done == settings.steps):
-            scores = with_average(lambda: validate(network, validation))
-            row["val_dice"], row["val_folds"] = (float(x) for x in np.mean(scores, axis=0))
-        rows.append(row)
-        with log.open("a", newline="") as stream:
-            csv.DictWriter(stream, LOG_COLUMNS).writerow(row)
-        if done % settings.save_every == 0 or done == settings.steps:
-            state = {
-                "steps": done,
-                "seconds": time.monotonic() - began,
-                "seed": settings.seed,
-                "settings": repr(asdict(settings)),
-                "network": network.state_dict(),
-                "average": average.weights,
-                "optimiser": optimiser.state_dict(),
-            }
-            with staged_file(checkpoint, overwrite=True) as part:
-                torch.save(state, part)
-            if on_save is not None:
-                with_average(partial(on_save, network, done))
-    network.load_state_dict(average.weights)
-    return rows
+
+    def _save_batch(self, step: int, samples: list[Sample]) -> Path:
+        file = self.config.output / f"diverged_step{step + 1}_process{self.fabric.global_rank}.npz"
+        arrays = {f"{name}_{sample.number}": array for sample in samples for name, array in vars(sample.pair).items()}
+        with staged_file(file, overwrite=True) as part, part.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        return file
+
+    def _look(self, done: int, sample: Sample, logs: Logs | None) -> Row:
+        """Scores of the averaged weights on the validation pairs, shared out over the processes; one picture."""
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        with self.average.held_by(self.network):
+            scores = validate(self.network, self.validation[rank::processes])
+            if logs is not None:
+                shown = self.validation[0] if self.validation else sample.pair
+                displacement = displacement_of(self.network, shown.fixed, shown.moving)
+                logs.example(done, shown.fixed, shown.moving, displacement)
+        if not self.validation:
+            return {}
+        sums = np.sum([*scores, (0.0, 0.0)], axis=0) / len(self.validation)
+        dice, folds = self._reduced(torch.tensor(sums, dtype=torch.float32, device=self.fabric.device), "sum")
+        return {"val_dice": dice, "val_folds": folds}
+
+    def _reduced(self, values: torch.Tensor, how: str) -> list[float]:
+        """Mean or sum over all processes."""
+        reduced = self.fabric.all_reduce(values, reduce_op=how)
+        assert isinstance(reduced, torch.Tensor)
+        return reduced.tolist()
+
+    def _write_weights(self) -> None:
+        network = self.network
+        if isinstance(network, RegistrationNetwork):
+            with self.average.held_by(network), staged_file(self.config.output / WEIGHTS, overwrite=True) as part:
+                save_network(network, part, weights_card(self.config, self.progress), half=True)
+
+
+def weights_card(config: TrainingConfig, progress: dict[str, Any]) -> dict[str, Any]:
+    """What the header of a weight file says about its training; of paths only the last name."""
+    synthetic = config.data.synthetic
+    sees_contrasts = (synthetic is not None and synthetic.contrast == "any") or config.losses.nmi or config.losses.mind
+    return {
+        "note": config.logging.note,
+        "contrast": "any" if sees_contrasts else "same",
+        "steps": progress["steps"],
+        "seed": config.seed,
+        "settings": plain(asdict(config), paths=lambda path: path.name),
+        "changes": progress["changes"],
+    }

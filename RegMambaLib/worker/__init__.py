@@ -3,7 +3,8 @@
 `python -m RegMambaLib.worker` reads one JSON object a line on stdin and writes one a line on stdout (UTF-8):
 
 - `{"id", "command": "register", "fixed", "moving", ["fixed_labels", "moving_labels", "fixed_mask", "moving_mask",
-  "initial"]: paths, "settings": dict, "output": folder, "mode": "grid" | "composite", "temporary": folder}`
+  "initial"]: paths, "settings": dict, "output": folder, "mode": "grid" | "composite", "temporary": folder}`;
+  with "temporary", the working folder during the request, paths may be relative to it
 - `{"id", "command": "info"}` and `{"id", "command": "warmup", "settings": dict}`; `{"command": "quit"}`
 
 Answers: `{"event": "ready"}` once at the start, then for each request `{"id", "event": "progress", "stage", "share",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -10,7 +11,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,6 +59,7 @@ class Server:
             self._requests.put(request)
         for folder in self._temporary:
             if Path(folder).name.startswith(TEMPORARY_PREFIX):
+                os.chdir(Path(folder).parent)  # Windows keeps a folder that a process works in
                 shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 
@@ -89,12 +91,28 @@ class Server:
             command = request.get("command")
             if command not in known:
                 raise ValueError(f"unknown command {command!r}; known are {', '.join(known)} and quit")
-            report, files = known[command](request, lambda **values: self.emit(name, "progress", **values))
+            with _working_in(request.get("temporary")):
+                report, files = known[command](request, lambda **values: self.emit(name, "progress", **values))
             self.emit(name, "done", report=_finite(report), files=files)
         except BaseException as error:
             traceback.print_exc(file=sys.stderr)
             kind, message = describe(error, request)
             self.emit(name, "error", kind=kind, message=message)
+
+
+@contextlib.contextmanager
+def _working_in(folder: str | None) -> Iterator[None]:
+    """Work in a folder, if given: ITK on Windows opens no path with letters beyond ASCII, but relative ones within.
+
+    See ITK issue 6739; a user's name, and so the folder of temporary files, may hold such letters.
+    """
+    before = os.getcwd()
+    if folder:
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _protect_stdout() -> TextIO:

@@ -27,12 +27,9 @@ BENCH = slicer_bench.install(Path(tempfile.mkdtemp(prefix="RegMambaBench-")))
 
 import SimpleITK as sitk  # noqa: E402
 import slicer  # noqa: E402
-import vtk  # noqa: E402
-from PySide6.QtCore import Qt  # noqa: E402
-from PySide6.QtGui import QColor, QFont, QImage, QPainter  # noqa: E402
+from offscreen import SliceView, chart_picture, row, space_picture, table_picture  # noqa: E402
 from RegMambaSlicer.outputs import set_volume  # noqa: E402
-from slicer_bench.fixtures import choose, click  # noqa: E402
-from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+from slicer_bench.hands import choose, click  # noqa: E402
 
 # Brightness of FreeSurfer's labels in a T1-weighted image; what is not named is soft tissue.
 T1 = {0: 0.0, 2: 0.9, 3: 0.55, 4: 0.15, 5: 0.15, 7: 0.85, 8: 0.55, 10: 0.68, 11: 0.6, 12: 0.66, 13: 0.74, 14: 0.15}
@@ -41,7 +38,6 @@ RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 5
 T1 |= {right: T1[left] for left, right in RIGHT.items()}
 STRUCTURES = {4: "ventricle", 10: "thalamus", 12: "putamen", 17: "hippocampus"}
 COLORS = ((0.3, 0.7, 1.0), (0.95, 0.6, 0.2), (0.4, 0.85, 0.45), (0.9, 0.35, 0.6))
-VIEW = 420
 
 
 def load_subject(file: Path, name: str, seed: int) -> Any:
@@ -84,75 +80,9 @@ def segment(array: np.ndarray, grid: sitk.Image, name: str) -> Any:
     return node
 
 
-class SliceView:
-    """A slice view of slicer-core, off screen."""
-
-    def __init__(self, name: str, orientation: str) -> None:
-        index = [view.GetSliceNode().GetLayoutName() for view in BENCH.slices].index(name)
-        self.logic = BENCH.slices[index]
-        self.node = self.logic.GetSliceNode()
-        self.node.SetOrientation(orientation)
-        self.window = vtk.vtkRenderWindow()
-        self.window.SetOffScreenRendering(1)
-        self.window.SetMultiSamples(0)
-        self.window.SetSize(VIEW, VIEW)
-        self.renderer = vtk.vtkRenderer()
-        self.window.AddRenderer(self.renderer)
-        self.interactor = vtk.vtkGenericRenderWindowInteractor()
-        self.interactor.SetRenderWindow(self.window)
-        self.node.SetDimensions(VIEW, VIEW, 1)
-        self.mapper = vtk.vtkImageMapper()
-        self.mapper.SetColorWindow(255)
-        self.mapper.SetColorLevel(127.5)
-        actor = vtk.vtkActor2D()
-        actor.SetMapper(self.mapper)
-        self.renderer.AddViewProp(actor)
-        factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
-        factory.SetMRMLApplicationLogic(BENCH.logic)
-        for manager in (
-            "vtkMRMLTransformsDisplayableManager2D",
-            "vtkMRMLSegmentationsDisplayableManager2D",
-            "vtkMRMLColorLegendDisplayableManager",
-        ):
-            if not factory.IsDisplayableManagerRegistered(manager):
-                factory.RegisterDisplayableManager(manager)
-        self.group = factory.InstantiateDisplayableManagers(self.renderer)
-        self.group.SetMRMLDisplayableNode(self.node)
-
-    def picture(self, offset: float) -> np.ndarray:
-        """RGB of the slice at an offset (mm)."""
-        self.logic.FitSliceToBackground(VIEW, VIEW)
-        x, y, z = self.node.GetFieldOfView()
-        self.node.SetFieldOfView(0.85 * x, 0.85 * y, z)
-        self.logic.SetSliceOffset(offset)
-        self.logic.UpdatePipeline()
-        self.mapper.SetInputConnection(self.logic.GetImageDataConnection())
-        self.window.Render()
-        grab = vtk.vtkWindowToImageFilter()
-        grab.SetInput(self.window)
-        grab.ReadFrontBufferOff()
-        grab.Update()
-        data = grab.GetOutput()
-        width, height, _ = data.GetDimensions()
-        return vtk_to_numpy(data.GetPointData().GetScalars()).reshape(height, width, -1)[::-1, :, :3].copy()
-
-
 def save_row(name: str, pictures: list[np.ndarray], titles: list[str]) -> None:
     """Pictures side by side, each with its title."""
-    gap, head = 8, 30
-    height, width = pictures[0].shape[:2]
-    sheet = QImage(len(pictures) * (width + gap) - gap, height + head, QImage.Format.Format_RGB888)
-    sheet.fill(QColor("#1d1f24"))
-    painter = QPainter(sheet)
-    painter.setPen(QColor("#e8e8e8"))
-    painter.setFont(QFont("DejaVu Sans", 11))
-    for n, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        data = np.ascontiguousarray(picture)
-        image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888)
-        painter.drawImage(n * (width + gap), head, image)
-        painter.drawText(n * (width + gap), 0, width, head, Qt.AlignmentFlag.AlignCenter, title)
-    painter.end()
-    sheet.save(str(OUTPUT / name))
+    row(pictures, titles).save(str(OUTPUT / name))
 
 
 def save_panel(widget: Any, name: str, height: int, opened: tuple[str, ...]) -> None:
@@ -176,7 +106,7 @@ def main(folder: Path) -> None:
     for node in (fixed_labels, moving_labels):
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetVisibility(False)
-    views = {"axial": SliceView("Red", "Axial"), "coronal": SliceView("Green", "Coronal")}
+    views = {"axial": SliceView(BENCH, "Red", "Axial"), "coronal": SliceView(BENCH, "Green", "Coronal")}
     bounds = np.zeros(6)
     fixed.GetRASBounds(bounds)
     middle = {"axial": bounds[4:].mean() + 12, "coronal": bounds[2:4].mean() + 4}
@@ -210,11 +140,21 @@ def main(folder: Path) -> None:
     choose(ui.transform_mode, "grid")
     slicer.util.setSliceViewerLayers(foregroundOpacity=0.0)
     grid = take()
-    choose(ui.transform_mode, "off")
     click(ui.jacobian_button)
+    choose(ui.transform_mode, "off")
     change = take()
     click(ui.jacobian_button)
     save_row("deformation.png", [grid[0], change[0], grid[1], change[1]], ["grid", "volume change"] * 2)
+    click(ui.in_slices_check)
+    click(ui.in_3d_check)
+    pictures = []
+    for mode in ("grid", "glyphs", "contours"):
+        choose(ui.transform_mode, mode)
+        pictures.append(space_picture(BENCH))
+    save_row("deformation_3d.png", pictures, ["grid", "glyphs", "contours"])
+    choose(ui.transform_mode, "off")
+    nodes = widget.panel.nodes
+    save_row("numbers.png", [table_picture(nodes["table"]), chart_picture(nodes["chart"])], ["table", "chart"])
 
     slicer.util.setSliceViewerLayers(foreground=None)
     pictures = []

@@ -51,6 +51,7 @@ class Bench:
         self.colors.SetMRMLApplicationLogic(self.logic)
         self.colors.SetMRMLScene(self.scene)
         self.slices = [self._add_view(name) for name in VIEWS]
+        self.logic.SetSliceLogics(self._views())
 
     def _add_view(self, name: str) -> Any:
         view = slicer.vtkMRMLSliceLogic()

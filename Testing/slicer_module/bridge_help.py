@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import linear, made_grid, world_of
+from conftest import apply, linear, made_grid, made_head, made_labels, world_of
 
 ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT, ROOT / "RegMamba"):
@@ -23,6 +23,7 @@ import slicer  # noqa: E402
 import slicer.util  # noqa: E402
 import vtk  # noqa: E402
 from RegMambaSlicer.space import FLIP, flip_axes, to_vtk  # noqa: E402
+from RegMambaSlicer.worker_client import WorkerClient  # noqa: E402
 
 from RegMambaLib.spatial.grid import Grid  # noqa: E402
 
@@ -40,6 +41,10 @@ PARENTS = {
     "scaling parent": linear((0.0, 0.0, 90.0), (5.0, 5.0, 5.0)) @ np.diag([1.1, 1.1, 1.1, 1.0]),
 }
 SHEARED = linear((3.0, 8.0, -5.0), (4.0, 6.0, 8.0), shear=0.08)
+# A made pair that a worker registers in a moment.
+FIXED = made_grid((28, 32, 26), (6.5, 6.5, 6.5))
+MOVING = made_grid((26, 30, 28), (6.5, 6.5, 6.5), turn=(3.0, 2.0, -4.0), center=(6.0, -4.0, 3.0))
+SHIFT = linear((2.0, -3.0, 5.0), (4.0, -5.0, 3.0))
 each_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 each_parent = pytest.mark.parametrize("parent", PARENTS.values(), ids=PARENTS.keys())
 
@@ -53,6 +58,24 @@ def scene():
     logic.SetMRMLScene(made)
     yield made
     made.Clear(True)
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A client whose worker serves the tests of a file."""
+    made = WorkerClient(sys.executable)
+    yield made
+    made.shutdown()
+
+
+def shifted(points):
+    """Points (n, 3) LPS mm of the moving head in the head's own space."""
+    return apply(SHIFT, points)
+
+
+def made_pair():
+    """Fixed and moving head, and their label maps."""
+    return (made_head(FIXED), made_head(MOVING, shifted)), (made_labels(FIXED), made_labels(MOVING, shifted))
 
 
 def add_parent(scene, node, matrix):

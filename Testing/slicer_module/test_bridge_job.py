@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bridge_help import (
-    TOLERANCE,
+    FIXED,
+    MOVING,
     add_volume,
+    client,
     from_world,
     inner_points,
     scene,
+    shifted,
     through,
 )
 
 # isort: split
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,35 +24,22 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import slicer.util
-from conftest import linear, made_grid, made_head, made_labels
+from conftest import linear, made_head, made_labels
 from RegMambaSlicer import apply
 from RegMambaSlicer.bridge import export_labels, export_volume, transform_to_sitk
-from RegMambaSlicer.logic import NEW, JobInputs, JobOutputs, RegistrationError, RegistrationJob
+from RegMambaSlicer.logic import RegistrationError, RegistrationJob
+from RegMambaSlicer.nodes import NEW, JobInputs, JobOutputs
 from RegMambaSlicer.segments import Label, fill_segmentation
 from RegMambaSlicer.worker_client import TEMPORARY_PREFIX, WorkerClient
 
 from RegMambaLib.spatial.grid import Grid
 
-__all__ = ["scene"]
+__all__ = ["client", "scene"]
 QUICK = {"weights": "none", "iterations": [15, 8, 2], "affine": "rigid", "threads": 1}
 SLOW = {**QUICK, "iterations": [5000, 5000, 5000]}
-FIXED = made_grid((28, 32, 26), (6.5, 6.5, 6.5))
-MOVING = made_grid((26, 30, 28), (6.5, 6.5, 6.5), turn=(3.0, 2.0, -4.0), center=(6.0, -4.0, 3.0))
-SHIFT = linear((2.0, -3.0, 5.0), (4.0, -5.0, 3.0))
 # RAS mm: moves a volume's node without its picture of the world being another.
 PARENT = linear((5.0, 10.0, -20.0), (30.0, -15.0, 8.0))
 EVERYTHING = {"transform": NEW, "volume": NEW, "labels": NEW, "jacobian": NEW, "table": NEW, "chart": NEW}
-
-
-def shifted(points):
-    return points @ SHIFT[:3, :3].T + SHIFT[:3, 3]
-
-
-@pytest.fixture(scope="module")
-def client():
-    made = WorkerClient(sys.executable)
-    yield made
-    made.shutdown()
 
 
 @pytest.fixture
@@ -248,8 +237,8 @@ def colours(scene):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda scene, i: setattr(i, "fixed", None), "There is no fixed volume"),
-        (lambda scene, i: setattr(i, "moving", i.fixed), "are the same"),
+        (lambda scene, i: setattr(i, "fixed", None), "Choose the fixed volume"),
+        (lambda scene, i: setattr(i, "moving", i.fixed), "are the same volume"),
         (
             lambda scene, i: slicer.util.arrayFromVolume(i.moving).fill(3),
             "The moving volume has the value 3 everywhere",
@@ -257,10 +246,10 @@ def colours(scene):
         (lambda scene, i: slicer.util.arrayFromVolume(i.fixed).fill(np.nan), "The fixed volume has"),
         (
             lambda scene, i: setattr(i, "fixed", scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "E")),
-            "E has no voxels",
+            "The fixed volume E holds no image",
         ),
-        (lambda scene, i: setattr(i, "moving", colours(scene)), "The moving volume holds colours or vectors"),
-        (lambda scene, i: setattr(i, "outputs", JobOutputs(volume=i.moving)), "Moving is an input"),
+        (lambda scene, i: setattr(i, "moving", colours(scene)), "The moving volume Colours has 3 components per voxel"),
+        (lambda scene, i: setattr(i, "outputs", JobOutputs(volume=i.moving)), "output volume Moving is also an input"),
         (
             lambda scene, i: setattr(i, "fixed_labels", scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "S")),
             "S has no segments",
@@ -277,6 +266,21 @@ def test_bad_inputs_give_a_message_and_no_nodes(scene, job, change, words):
         job.wait(60)
     assert errors[0][0] == "input" and words in errors[0][1]
     assert scene.GetNumberOfNodes() == count and leftovers() == before
+
+
+def test_the_worker_gets_no_letters_beyond_ascii_in_the_paths_it_opens(scene, job, tmp_path, monkeypatch):
+    folder = tmp_path / "J\u00fcrgen \u5c71"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    inputs = with_segmentations(scene, pair(scene))
+    inputs.initial_transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Initial")
+    sent, submit = [], job.client.submit
+    monkeypatch.setattr(job.client, "submit", lambda request: sent.append(request) or submit(request))
+    job.start(inputs, QUICK, JobOutputs(**EVERYTHING))
+    job.wait(120)
+    paths = [value for name, value in sent[0].items() if isinstance(value, str) and name != "temporary"]
+    assert {"fixed.nrrd", "moving_labels.nrrd", "initial.tfm", "result"} <= set(paths)
+    assert all(path.isascii() for path in paths) and not list(folder.iterdir())
 
 
 def test_a_scene_that_was_closed_meanwhile_gets_no_nodes(scene, job):
@@ -315,6 +319,3 @@ def until(job, done, limit=120):
         job.poll()
         assert time.monotonic() < end, job.client.log
         time.sleep(0.02)
-
-
-assert TOLERANCE

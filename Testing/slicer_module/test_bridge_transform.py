@@ -25,7 +25,7 @@ import SimpleITK as sitk
 import slicer
 import slicer.util
 import vtk
-from conftest import linear, made_grid, made_labels
+from conftest import linear, made_grid, made_labels, random_displacement
 from RegMambaSlicer import apply
 from RegMambaSlicer.bridge import (
     displacement_image,
@@ -34,12 +34,13 @@ from RegMambaSlicer.bridge import (
     set_displacement,
     transform_to_sitk,
 )
+from RegMambaSlicer.geometry import covering_grid
 from RegMambaSlicer.segments import _oriented
 
 from RegMambaLib.errors import InputError
 from RegMambaLib.io.transforms import read_transform
 from RegMambaLib.spatial.grid import Grid
-from RegMambaLib.spatial.itk import affine_transform
+from RegMambaLib.spatial.itk import affine_transform, displacement_transform
 
 __all__ = ["scene"]
 AFFINE = linear((4.0, -6.0, 8.0), (6.0, -4.0, 9.0), scale=1.04)
@@ -163,7 +164,10 @@ def inside_of(grid, border=3):
 @each_grid
 @each_parent
 def test_a_hardened_segmentation_is_the_pull_back_of_its_labels(scene, grid, parent, tmp_path):
-    moving = add_volume(scene, made_labels(made_grid((72, 80, 60), (2.4, 2.4, 2.6))), "Labels", labels=True)
+    # Fine labels, of 1,400 voxels and more, on a fine displacement: where cubic and linear interpolation differ (by
+    # 0.003 mm at most), a voxel of a border may fall to the other side.
+    grid = grid.with_spacing(tuple(spacing / 3 for spacing in grid.spacing))
+    moving = add_volume(scene, made_labels(made_grid((108, 120, 96), (1.6, 1.6, 1.6))), "Labels", labels=True)
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(moving, segmentation)
     for node in (moving, segmentation):
@@ -176,12 +180,9 @@ def test_a_hardened_segmentation_is_the_pull_back_of_its_labels(scene, grid, par
     hardened = lattice(segmentation)
     found = export_labels(segmentation, hardened.image(np.zeros(hardened.shape, np.uint8))).image
     wanted = hardened.resample(labels, read_transform(tmp_path / "result.h5"), labels=True)
-    where = sitk.GetArrayFromImage(hardened.resample(inside_of(grid), labels=True))
+    where = sitk.GetArrayFromImage(hardened.resample(inside_of(grid, border=9), labels=True))
     arrays = [sitk.GetArrayFromImage(image) * where for image in (found, wanted)]
-    # Cubic and linear interpolation differ by 0.02 mm at most: a voxel of a border may fall to the other side.
-    both = [array[np.logical_or(*arrays)] for array in arrays]
-    assert (both[0] == both[1]).mean() > 0.999
-    assert dice_of(*arrays) > 0.99
+    assert dice_of(*arrays) >= 0.999
 
 
 def lattice(segmentation):
@@ -239,12 +240,47 @@ def test_after_a_failed_write_the_next_one_works(scene, tmp_path):
 
 
 @each_grid
-def test_the_inverse_undoes_the_transform_and_can_be_saved(scene, grid, tmp_path):
-    node = given(scene, grid)
-    reference = add_volume(scene, ramp(grid), "Moving")
-    inverse = apply.inverted(node, reference)
+@pytest.mark.parametrize("affine", [None, AFFINE], ids=["grid", "linear + grid"])
+def test_the_inverse_undoes_the_transform_and_every_program_reads_its_file(scene, grid, affine, tmp_path):
+    node = given(scene, grid, affine)
+    moving = add_volume(scene, ramp(moved_grid(grid, affine)), "Moving")
+    node.SetNodeReferenceID(node.GetMovingNodeReferenceRole(), moving.GetID())
+    inverse = apply.inverted(node)
     points = inner_points(grid, border=8)
-    assert np.abs(from_world(inverse, from_world(node, points)) - points).max() < TOLERANCE
-    apply.save_transform(inverse, tmp_path / "inverse.nii.gz")
-    back = through(read_transform(tmp_path / "inverse.nii.gz"), from_world(node, points))
-    assert np.abs(back - points).max() < 2 * TOLERANCE
+    there = from_world(node, points)
+    assert np.abs(from_world(inverse, there) - points).max() < 0.02
+    assert np.abs(from_world(apply.inverted(inverse), points) - there).max() < 1e-4
+    for ending in FILES:
+        apply.save_transform(inverse, tmp_path / f"inverse{ending}")
+        back = through(read_transform(tmp_path / f"inverse{ending}"), there)
+        assert np.abs(back - points).max() < 2 * TOLERANCE, ending
+        assert np.abs(from_world(loaded(scene, tmp_path / f"inverse{ending}"), there) - points).max() < 2 * TOLERANCE
+
+
+def moved_grid(grid, affine):
+    """A grid that covers what lies in another one when that is moved."""
+    axes = grid.index_to_world if affine is None else affine @ grid.index_to_world
+    return covering_grid(grid.size, axes)
+
+
+def test_an_inverse_whose_volume_is_gone_is_not_written(scene, tmp_path):
+    with pytest.raises(InputError, match="grid of the moving volume, which is not in the scene"):
+        apply.save_transform(apply.inverted(given(scene, GRIDS["oblique"])), tmp_path / "inverse.h5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", FILES)
+def test_a_rough_result_is_the_same_in_a_reloaded_scene_and_nearly_so_in_simpleitk(scene, ending, tmp_path):
+    """Slicer interpolates by cubics, now and when reloaded, ITK linearly: they agree at voxels, not between."""
+    grid = GRIDS["oblique"]
+    u = random_displacement(grid.shape, sigma=1.5, smallest=0.2, faded=True)
+    field = displacement_transform(u, grid).GetDisplacementField()
+    node = scene.AddNewNodeByClass("vtkMRMLTransformNode", "Result")
+    set_displacement(node, field)
+    path = tmp_path / f"result{ending}"
+    apply.save_transform(node, path)
+    between, at_voxels = inner_points(grid), grid.world(np.floor(grid.index(inner_points(grid))))
+    for points, limit in ((at_voxels, 1e-3), (between, 0.25 * max(grid.spacing))):
+        session = from_world(node, points)
+        assert np.abs(from_world(loaded(scene, path), points) - session).max() < 1e-3
+        assert np.abs(through(read_transform(path), points) - session).max() < limit

@@ -14,29 +14,20 @@ pytest.importorskip("PySide6")
 pytest.importorskip("bridge_help")  # finds slicer-core past this folder's own name
 
 import slicer
-from slicer_bench.fixtures import (  # noqa: F401
-    bench,
-    choose,
-    choose_pair,
-    click,
-    kept_client,
-    make_pair,
-    node,
-    opened,
-    pair,
-    write,
-)
+from slicer_bench.hands import choose, choose_pair, click, make_pair, node, write
 
 from RegMambaLib.registration.settings import CHOICES, Settings
+
+pytest_plugins = ["slicer_bench.fixtures"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def settings_of(opened):  # noqa: F811
+def settings_of(opened):
     return Settings.from_dict(json.loads(opened.panel.parameters.settings))
 
 
-def test_register_is_disabled_and_says_why_until_two_volumes_are_chosen(opened):  # noqa: F811
+def test_register_is_disabled_and_says_why_until_two_volumes_are_chosen(opened):
     ui = opened.panel.ui
     assert not ui.register_button.isEnabled()
     assert "fixed volume" in ui.register_button.toolTip()
@@ -49,7 +40,7 @@ def test_register_is_disabled_and_says_why_until_two_volumes_are_chosen(opened):
     assert ui.status_label.text() == ""
 
 
-def test_the_same_volume_twice_is_refused(opened):  # noqa: F811
+def test_the_same_volume_twice_is_refused(opened):
     make_pair()
     choose_pair(opened)
     choose(opened.panel.ui.moving_selector, "fixed")
@@ -57,7 +48,7 @@ def test_the_same_volume_twice_is_refused(opened):  # noqa: F811
     assert "same volume" in opened.panel.ui.register_button.toolTip()
 
 
-def test_a_volume_without_an_image_or_with_a_single_slice_is_refused(opened):  # noqa: F811
+def test_a_volume_without_an_image_or_with_a_single_slice_is_refused(opened):
     import numpy as np
 
     make_pair()
@@ -71,16 +62,29 @@ def test_a_volume_without_an_image_or_with_a_single_slice_is_refused(opened):  #
         assert said in opened.panel.ui.register_button.toolTip()
 
 
-def test_an_input_cannot_be_an_output(pair):  # noqa: F811
+def test_the_parameter_node_keeps_every_input_and_output_of_a_job(opened):
+    from RegMambaSlicer.nodes import INPUTS, OPTIONAL_OUTPUTS
+
+    kept = opened.panel.parameters.allParameters
+    wanted = {f"want_{name}" for name in OPTIONAL_OUTPUTS}
+    others = {"transform", "composite", "preset", "settings", "want_table"}
+    assert set(kept) == {*INPUTS, *OPTIONAL_OUTPUTS, *wanted, *others}
+
+
+def test_an_input_cannot_be_an_output(pair):
     choose(pair.panel.ui.volume_selector, "moving")
     assert not pair.panel.ui.register_button.isEnabled()
     assert "also an input" in pair.panel.ui.register_button.toolTip()
 
 
-def test_swap_exchanges_volumes_labels_and_masks(pair):  # noqa: F811
+def test_swap_exchanges_volumes_labels_and_masks(pair):
     choose(pair.panel.ui.fixed_mask_selector, "fixed labels")
-    click(pair.panel.ui.swap_button)
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "start")
+    choose(pair.panel.ui.initial_transform_selector, "start")
     p = pair.panel.parameters
+    assert p.initial_transform is node("start")
+    click(pair.panel.ui.swap_button)
+    assert p.initial_transform is None
     assert (p.fixed.GetName(), p.moving.GetName()) == ("moving", "fixed")
     assert (p.fixed_labels.GetName(), p.moving_labels.GetName()) == ("moving labels", "fixed labels")
     assert p.fixed_mask is None
@@ -88,7 +92,7 @@ def test_swap_exchanges_volumes_labels_and_masks(pair):  # noqa: F811
     assert pair.panel.ui.fixed_selector.currentText() == "moving"
 
 
-def test_every_setting_of_the_library_has_its_widget_help_range_and_default(opened):  # noqa: F811
+def test_every_setting_of_the_library_has_its_widget_help_range_and_default(opened):
     rows = opened.panel.settings_view.rows
     assert set(rows) == {f.name for f in fields(Settings)}
     for field in fields(Settings):
@@ -114,7 +118,7 @@ def test_every_setting_of_the_library_has_its_widget_help_range_and_default(open
     ],
     ids=lambda v: str(v) if not callable(v) else "",
 )
-def test_a_changed_setting_is_kept_in_the_parameter_node(opened, name, change, value):  # noqa: F811
+def test_a_changed_setting_is_kept_in_the_parameter_node(opened, name, change, value):
     change(opened.panel.settings_view.rows[name].widget)
     assert settings_of(opened) == Settings(**{name: value})
 
@@ -127,14 +131,14 @@ def test_a_changed_setting_is_kept_in_the_parameter_node(opened, name, change, v
         ("window", lambda w: w.setValue(6)),
     ],
 )
-def test_a_bad_setting_gives_a_message_and_is_not_kept(opened, name, change):  # noqa: F811
+def test_a_bad_setting_gives_a_message_and_is_not_kept(opened, name, change):
     change(opened.panel.settings_view.rows[name].widget)
     assert opened.panel.ui.status_label.text() != ""
     assert "c0392b" in opened.panel.ui.status_label.styleSheet()
     assert settings_of(opened) == Settings()
 
 
-def test_label_guidance_without_labels_says_what_is_missing(opened):  # noqa: F811
+def test_label_guidance_without_labels_says_what_is_missing(opened):
     make_pair()
     choose_pair(opened, labels=False)
     opened.panel.settings_view.rows["guide"].widget.setChecked(True)
@@ -143,14 +147,14 @@ def test_label_guidance_without_labels_says_what_is_missing(opened):  # noqa: F8
     assert opened.panel.ui.register_button.isEnabled()
 
 
-def test_an_uncertainty_map_without_samples_says_what_to_do(pair):  # noqa: F811
+def test_an_uncertainty_map_without_samples_says_what_to_do(pair):
     pair.panel.ui.want_uncertainty_check.setChecked(True)
     assert "set them above 0" in pair.panel.ui.register_button.toolTip()
     pair.panel.settings_view.rows["samples"].widget.setValue(4)
     assert pair.panel.ui.register_button.isEnabled()
 
 
-def test_presets_that_ship_fill_the_settings(opened):  # noqa: F811
+def test_presets_that_ship_fill_the_settings(opened):
     selector = opened.panel.ui.preset_selector
     names = [selector.itemText(n) for n in range(selector.count())]
     assert names == ["brain", "general", "refine only", "custom weights file"]
@@ -161,7 +165,7 @@ def test_presets_that_ship_fill_the_settings(opened):  # noqa: F811
     assert opened.panel.settings_view.read() == settings_of(opened)
 
 
-def test_a_weights_file_of_ones_own_can_be_chosen(opened):  # noqa: F811
+def test_a_weights_file_of_ones_own_can_be_chosen(opened):
     ui = opened.panel.ui
     assert ui.weights_path.isHidden()
     choose(ui.preset_selector, "custom weights file")
@@ -170,7 +174,7 @@ def test_a_weights_file_of_ones_own_can_be_chosen(opened):  # noqa: F811
     assert settings_of(opened).weights == "my.safetensors"
 
 
-def test_a_preset_of_ones_own_can_be_saved_and_added(opened, bench, tmp_path):  # noqa: F811
+def test_a_preset_of_ones_own_can_be_saved_and_added(opened, bench, tmp_path):
     import qt
 
     ui = opened.panel.ui
@@ -192,7 +196,7 @@ def test_a_preset_of_ones_own_can_be_saved_and_added(opened, bench, tmp_path):  
     assert "metric must be one of" in ui.status_label.text()
 
 
-def test_inputs_and_settings_are_saved_with_the_scene_and_come_back(pair, bench, tmp_path):  # noqa: F811
+def test_inputs_and_settings_are_saved_with_the_scene_and_come_back(pair, bench, tmp_path):
     pair.panel.settings_view.rows["window"].widget.setValue(7)
     pair.panel.ui.want_jacobian_check.setChecked(True)
     kept = settings_of(pair)
@@ -211,7 +215,7 @@ def test_inputs_and_settings_are_saved_with_the_scene_and_come_back(pair, bench,
     assert pair.panel.ui.want_jacobian_check.isChecked()
 
 
-def test_settings_of_another_version_in_a_scene_give_a_message(pair):  # noqa: F811
+def test_settings_of_another_version_in_a_scene_give_a_message(pair):
     pair.panel.parameters.settings = '{"smoothness": 3}'
     assert not pair.panel.ui.register_button.isEnabled()
     assert "choose a preset" in pair.panel.ui.register_button.toolTip()
@@ -219,7 +223,7 @@ def test_settings_of_another_version_in_a_scene_give_a_message(pair):  # noqa: F
     assert pair.panel.ui.register_button.isEnabled()
 
 
-def test_removing_an_input_from_the_scene_disables_register(pair):  # noqa: F811
+def test_removing_an_input_from_the_scene_disables_register(pair):
     slicer.mrmlScene.RemoveNode(node("moving"))
     assert not pair.panel.ui.register_button.isEnabled()
 
@@ -237,7 +241,7 @@ def test_opening_the_module_loads_nothing_heavy_and_starts_no_process(tmp_path):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_sample_data_offers_slicers_own_tumor_pair(bench, monkeypatch):  # noqa: F811
+def test_sample_data_offers_slicers_own_tumor_pair(bench, monkeypatch):
     from types import ModuleType, SimpleNamespace
 
     import RegMamba

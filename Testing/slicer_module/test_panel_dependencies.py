@@ -13,7 +13,9 @@ pytest.importorskip("PySide6")
 pytest.importorskip("bridge_help")
 
 import slicer
-from slicer_bench.fixtures import bench, click, kept_client, opened, pair  # noqa: F401
+from slicer_bench.hands import click
+
+pytest_plugins = ["slicer_bench.fixtures"]
 
 
 @pytest.fixture
@@ -26,18 +28,18 @@ def missing(monkeypatch):
     return names
 
 
-def message_after_register(pair):  # noqa: F811
+def message_after_register(pair):
     click(pair.panel.ui.register_button)
     assert not pair.panel.busy
     return pair.panel.ui.status_label.text()
 
 
-def test_nothing_is_asked_or_installed_when_the_module_opens(missing, opened, bench):  # noqa: F811
+def test_nothing_is_asked_or_installed_when_the_module_opens(missing, opened, bench):
     missing |= {"numba", "torch", "safetensors"}
     assert bench.asked == bench.installed == []
 
 
-def test_without_consent_nothing_is_installed_and_the_message_says_what_is_needed(missing, pair, bench):  # noqa: F811
+def test_without_consent_nothing_is_installed_and_the_message_says_what_is_needed(missing, pair, bench):
     missing.add("numba")
     bench.consent = False
     said = message_after_register(pair)
@@ -46,7 +48,7 @@ def test_without_consent_nothing_is_installed_and_the_message_says_what_is_neede
     assert "numba" in bench.asked[0]
 
 
-def test_with_consent_only_what_is_missing_is_installed_and_slicers_own_stays(missing, pair, bench, monkeypatch):  # noqa: F811
+def test_with_consent_only_what_is_missing_is_installed_and_slicers_own_stays(missing, pair, bench, monkeypatch):
     missing.add("numba")
     monkeypatch.setattr(
         slicer.util, "pip_install", lambda wanted: bench.installed.append(wanted) or missing.discard("numba")
@@ -60,7 +62,7 @@ def test_with_consent_only_what_is_missing_is_installed_and_slicers_own_stays(mi
     assert not any(line.startswith(("torch", "safetensors")) for line in wanted)
 
 
-def test_slicers_packaging_does_it_where_there_is_one(missing, pair, monkeypatch):  # noqa: F811
+def test_slicers_packaging_does_it_where_there_is_one(missing, pair, monkeypatch):
     from importlib.machinery import ModuleSpec
 
     missing.add("safetensors")
@@ -85,7 +87,7 @@ def test_slicers_packaging_does_it_where_there_is_one(missing, pair, monkeypatch
     assert then == "started"
 
 
-def test_without_the_pytorch_extension_the_message_names_it(missing, pair, bench):  # noqa: F811
+def test_without_the_pytorch_extension_the_message_names_it(missing, pair, bench):
     missing.add("torch")
     said = message_after_register(pair)
     assert "PyTorch extension" in said and "Extensions Manager" in said
@@ -93,7 +95,7 @@ def test_without_the_pytorch_extension_the_message_names_it(missing, pair, bench
 
 
 @pytest.mark.parametrize("agrees", [True, False])
-def test_torch_comes_from_the_pytorch_extension_with_its_own_question(missing, pair, monkeypatch, agrees):  # noqa: F811
+def test_torch_comes_from_the_pytorch_extension_with_its_own_question(missing, pair, monkeypatch, agrees):
     missing.add("torch")
     calls = []
 
@@ -116,7 +118,7 @@ def test_torch_comes_from_the_pytorch_extension_with_its_own_question(missing, p
         assert "needs PyTorch" in pair.panel.ui.status_label.text()
 
 
-def test_a_failed_installation_says_why_and_what_to_do(missing, pair, monkeypatch):  # noqa: F811
+def test_a_failed_installation_says_why_and_what_to_do(missing, pair, monkeypatch):
     missing.add("numba")
 
     def fail(wanted):
@@ -128,7 +130,7 @@ def test_a_failed_installation_says_why_and_what_to_do(missing, pair, monkeypatc
 
 
 @pytest.mark.parametrize(("platform", "says"), [("linux", "pip_install"), ("win32", "Linux only")])
-def test_the_settings_say_what_the_cuda_kernels_bring_and_how_to_add_them(monkeypatch, bench, platform, says):  # noqa: F811
+def test_the_settings_say_what_the_cuda_kernels_bring_and_how_to_add_them(monkeypatch, bench, platform, says):
     from RegMambaSlicer import dependencies
 
     monkeypatch.setattr(dependencies, "is_there", lambda name: False)

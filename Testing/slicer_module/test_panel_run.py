@@ -1,4 +1,4 @@
-"""The click path with a real worker process: register, look, numbers, afterwards, batch, cancel, mishaps."""
+"""The click path with a real worker process: register, look, numbers, afterwards, cancel, mishaps."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ import signal
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("PySide6")
 pytest.importorskip("bridge_help")
 
 import slicer
-from conftest import DATA
+from conftest import DATA, made_grid, made_head
 from PySide6.QtCore import Qt
-from slicer_bench.fixtures import (  # noqa: F401
-    bench,
+from slicer_bench.hands import (
     choose,
     choose_pair,
     click,
-    kept_client,
     make_pair,
+    names,
     node,
-    opened,
-    pair,
+    refine_for_long,
     register,
     set_quick,
 )
 
+from RegMambaLib.spatial.grid import Grid
+
+pytest_plugins = ["slicer_bench.fixtures"]
+
 BRAINS = DATA / "mindboggle_2mm"
-
-
-def names(kind):
-    return {n.GetName() for n in slicer.util.getNodesByClass(kind) if not n.GetHideFromEditors()}
 
 
 def temporary_folders():
@@ -49,14 +48,14 @@ def is_alive(pid):
 
 
 @pytest.fixture
-def registered(pair, bench):  # noqa: F811
+def registered(pair, bench):
     """The made pair after Register, with every output."""
     pair.panel.ui.want_jacobian_check.setChecked(True)
     assert register(pair, bench).startswith("Done.")
     return pair
 
 
-def test_register_fills_transform_volume_labels_table_and_views(registered, bench):  # noqa: F811
+def test_register_fills_transform_volume_labels_table_and_views(registered, bench):
     panel = registered.panel
     p = panel.parameters
     assert p.transform.GetTransformFromParent().IsA("vtkOrientedGridTransform")
@@ -76,7 +75,7 @@ def test_register_fills_transform_volume_labels_table_and_views(registered, benc
     assert panel.ui.transform_selector.currentNode() is p.transform
 
 
-def test_inputs_keep_their_transform_and_file_names(pair, bench):  # noqa: F811
+def test_inputs_keep_their_transform_and_file_names(pair, bench):
     moving = node("moving")
     storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
     storage.SetFileName("patients_own.nrrd")
@@ -86,7 +85,7 @@ def test_inputs_keep_their_transform_and_file_names(pair, bench):  # noqa: F811
     assert moving.GetStorageNode().GetFileName() == "patients_own.nrrd"
 
 
-def test_registering_again_fills_the_same_nodes(registered, bench):  # noqa: F811
+def test_registering_again_fills_the_same_nodes(registered, bench):
     before = slicer.mrmlScene.GetNumberOfNodes()
     kept = registered.panel.parameters.transform.GetID(), registered.panel.parameters.volume.GetID()
     assert register(registered, bench).startswith("Done.")
@@ -95,7 +94,7 @@ def test_registering_again_fills_the_same_nodes(registered, bench):  # noqa: F81
     assert (p.transform.GetID(), p.volume.GetID()) == kept
 
 
-def test_progress_names_stages_and_only_grows(pair, bench):  # noqa: F811
+def test_progress_names_stages_and_only_grows(pair, bench):
     words, amounts = [], []
     ui = pair.panel.ui
     click(ui.register_button)
@@ -112,7 +111,7 @@ def test_progress_names_stages_and_only_grows(pair, bench):  # noqa: F811
     assert amounts == sorted(amounts)
 
 
-def test_the_worker_stays_for_the_next_run_and_ends_with_the_scene(opened, bench):  # noqa: F811
+def test_the_worker_stays_for_the_next_run_and_ends_with_the_scene(opened, bench):
     make_pair()
     choose_pair(opened)
     set_quick(opened)
@@ -133,11 +132,9 @@ def test_the_worker_stays_for_the_next_run_and_ends_with_the_scene(opened, bench
     assert register(registered, bench).startswith("Done.")
 
 
-def test_cancel_answers_at_once_and_leaves_nothing(pair, bench):  # noqa: F811
+def test_cancel_answers_at_once_and_leaves_nothing(pair, bench):
     folders, nodes = temporary_folders(), slicer.mrmlScene.GetNumberOfNodes()
-    set_quick(pair, iterations=[2000, 2000, 2000], spacing=1.0)
-    click(pair.panel.ui.register_button)
-    bench.wait(lambda: "Refinement" in pair.panel.ui.status_label.text())
+    refine_for_long(pair, bench, pair.panel.ui.register_button)
     pid = pair.logic.job.client.pid
     click(pair.panel.ui.register_button)
     assert not pair.panel.busy
@@ -150,11 +147,9 @@ def test_cancel_answers_at_once_and_leaves_nothing(pair, bench):  # noqa: F811
     assert register(pair, bench).startswith("Done.")
 
 
-def test_a_worker_that_dies_gives_advice_and_leaves_the_scene_alone(pair, bench):  # noqa: F811
+def test_a_worker_that_dies_gives_advice_and_leaves_the_scene_alone(pair, bench):
     folders, nodes = temporary_folders(), slicer.mrmlScene.GetNumberOfNodes()
-    set_quick(pair, iterations=[2000, 2000, 2000], spacing=1.0)
-    click(pair.panel.ui.register_button)
-    bench.wait(lambda: "Refinement" in pair.panel.ui.status_label.text())
+    refine_for_long(pair, bench, pair.panel.ui.register_button)
     os.kill(pair.logic.job.client.pid, signal.SIGKILL)
     assert bench.wait(lambda: not pair.panel.busy, 20)
     said = pair.panel.ui.status_label.text()
@@ -166,7 +161,7 @@ def test_a_worker_that_dies_gives_advice_and_leaves_the_scene_alone(pair, bench)
     assert register(pair, bench).startswith("Done.")
 
 
-def test_what_the_library_refuses_is_said_in_its_words(pair, bench):  # noqa: F811
+def test_what_the_library_refuses_is_said_in_its_words(pair, bench):
     set_quick(pair, device="cuda:7")
     said = register(pair, bench)
     assert "cuda:7" in said
@@ -176,7 +171,7 @@ def test_what_the_library_refuses_is_said_in_its_words(pair, bench):  # noqa: F8
     assert names("vtkMRMLTransformNode") == set()
 
 
-def test_fade_flicker_checkerboard_and_volume_change_set_the_views(registered, bench):  # noqa: F811
+def test_fade_flicker_checkerboard_and_volume_change_set_the_views(registered, bench):
     ui, p = registered.panel.ui, registered.panel.parameters
     first = bench.composites()[0]
     ui.fade_slider.setValue(0.8)
@@ -219,7 +214,7 @@ def test_the_deformation_is_drawn_as_grid_glyphs_or_contours(registered):
     assert not transform.GetDisplayNode().GetVisibility()
 
 
-def test_table_and_chart_are_shown_in_the_layout(registered, bench):  # noqa: F811
+def test_table_and_chart_are_shown_in_the_layout(registered, bench):
     ui, nodes = registered.panel.ui, registered.panel.nodes
     click(ui.table_button)
     assert bench.layout == slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
@@ -254,43 +249,57 @@ def test_afterwards_nodes_follow_are_hardened_inverted_and_saved(registered, tmp
     assert ".h5" in ui.status_label.text()
 
 
-def test_a_batch_registers_the_chosen_volumes_into_one_table(pair, bench):  # noqa: F811
-    from RegMambaSlicer.panel_selftest import make_head
+def test_samples_give_a_map_of_the_uncertainty_in_the_fixed_space(pair, bench):
+    from RegMambaSlicer.bridge import export_volume
+    from RegMambaSlicer.outputs import set_volume
 
-    make_head("second", (-5.0, 4.0, 3.0))
-    ui = pair.panel.ui
-    assert not ui.batch_button.isEnabled()
-    assert "Choose the moving volumes" in ui.batch_button.toolTip()
-    for name in ("fixed", "moving", "second"):
-        ui.batch_volumes.setCheckState(node(name), Qt.CheckState.Checked)
-    click(ui.batch_button)
-    words = []
-    assert bench.wait(lambda: words.append(ui.status_label.text()) or not pair.panel.batch.going)
-    assert any("Volume 2 of 2" in w for w in words)
-    assert "2 volumes registered" in ui.status_label.text()
-    assert names("vtkMRMLTransformNode") == {"moving to fixed", "second to fixed"}
-    assert len(names("vtkMRMLTableNode")) == 1
-    column = pair.panel.nodes["table"].GetTable().GetColumnByName("Moving")
-    assert {column.GetValue(n) for n in range(column.GetNumberOfValues())} == {"moving", "second"}
-
-
-def test_cancel_ends_the_whole_batch(pair, bench):  # noqa: F811
-    from RegMambaSlicer.panel_selftest import make_head
-
-    make_head("second", (-5.0, 4.0, 3.0))
-    set_quick(pair, iterations=[2000, 2000, 2000], spacing=1.0)
-    for name in ("moving", "second"):
-        pair.panel.ui.batch_volumes.setCheckState(node(name), Qt.CheckState.Checked)
-    click(pair.panel.ui.batch_button)
-    bench.wait(lambda: "Refinement" in pair.panel.ui.status_label.text())
-    click(pair.panel.ui.register_button)
-    bench.wait(lambda: pair.panel.busy, 0.5)
-    assert not pair.panel.busy
-    assert not pair.panel.batch.going
-    assert names("vtkMRMLTransformNode") == set()
+    # The network is asked about pairs of one contrast, and kept where it makes them more alike: a bent head.
+    grid = made_grid((40, 44, 36), (4.0, 4.0, 4.0))
+    set_volume(node("fixed"), made_head(grid))
+    set_volume(node("moving"), made_head(grid, bent))
+    set_quick(pair, weights="brain-t1", samples=3)
+    pair.panel.ui.want_uncertainty_check.setChecked(True)
+    assert register(pair, bench) == "Done."
+    uncertainty = pair.panel.parameters.uncertainty
+    assert uncertainty.GetName() == "moving uncertainty" and uncertainty.GetDisplayNode() is not None
+    values = slicer.util.arrayFromVolume(uncertainty)
+    assert values.max() > 0.01 and values.min() >= 0
+    index = Grid.of(export_volume(uncertainty)).index(grid.corners)
+    assert index.min() > -1 and (index < np.asarray(values.shape[::-1])).all()
 
 
-def test_segmentations_are_carried_over_as_segmentations(pair, bench):  # noqa: F811
+def bent(points):
+    """Points (n, 3) mm moved by up to 5 mm along each axis."""
+    return points + 5 * np.sin(np.roll(points, 1, axis=1) / 25)
+
+
+def test_without_the_network_there_is_no_uncertainty_and_the_panel_says_so(pair, bench):
+    set_quick(pair, samples=3)
+    pair.panel.ui.want_uncertainty_check.setChecked(True)
+    assert "There is no uncertainty map" in register(pair, bench)
+    assert pair.panel.parameters.uncertainty is None
+
+
+def test_an_initial_transform_and_masks_chosen_in_the_panel_are_used(pair, bench):
+    from RegMambaSlicer.panel_selftest import SHIFT
+
+    start = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "start")
+    matrix = np.eye(4)
+    matrix[:3, 3] = np.negative(SHIFT)  # takes the moving head to the fixed one
+    slicer.util.updateTransformMatrixFromArray(start, matrix)
+    set_quick(pair, affine="none", iterations=[])
+    assert register(pair, bench) == "Done."
+    assert pair.panel.report["after"]["dice"] < 0.8
+    choose(pair.panel.ui.initial_transform_selector, "start")
+    for side in ("fixed", "moving"):
+        choose(getattr(pair.panel.ui, f"{side}_mask_selector"), f"{side} labels")
+    assert register(pair, bench) == "Done."
+    assert pair.panel.report["after"]["dice"] > 0.9  # labels of 4 mm, half a voxel apart
+    slicer.util.arrayFromVolume(node("fixed labels")).fill(0)
+    assert "fixed" in register(pair, bench) and "zeros" in pair.panel.ui.status_label.text()
+
+
+def test_segmentations_are_carried_over_as_segmentations(pair, bench):
     for side in ("fixed", "moving"):
         made = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{side} segments")
         done = slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(node(f"{side} labels"), made)
@@ -301,7 +310,7 @@ def test_segmentations_are_carried_over_as_segmentations(pair, bench):  # noqa: 
     assert pair.panel.report["after"]["dice"] > 0.9
 
 
-def test_the_modules_own_test_runs_on_the_bench(bench):  # noqa: F811
+def test_the_modules_own_test_runs_on_the_bench(bench):
     import RegMamba
 
     test = RegMamba.RegMambaTest()
@@ -309,8 +318,8 @@ def test_the_modules_own_test_runs_on_the_bench(bench):  # noqa: F811
     assert test.messages[-1] == "RegMamba: all passed."
 
 
-def test_the_logic_registers_without_a_panel(bench):  # noqa: F811
-    from slicer_bench.fixtures import QUICK
+def test_the_logic_registers_without_a_panel(bench):
+    from slicer_bench.hands import QUICK
 
     import RegMamba
 
@@ -326,7 +335,7 @@ def test_the_logic_registers_without_a_panel(bench):  # noqa: F811
 
 
 @pytest.mark.skipif(not BRAINS.is_dir(), reason="the real brains are not here")
-def test_real_brains_registered_by_clicks_overlap_better(opened, bench):  # noqa: F811
+def test_real_brains_registered_by_clicks_overlap_better(opened, bench):
     for side, subject in (("fixed", "sub01"), ("moving", "sub02")):
         load(BRAINS / f"{subject}_t1.nii.gz", "vtkMRMLScalarVolumeNode", side)
         load(BRAINS / f"{subject}_dkt31cma.nii.gz", "vtkMRMLLabelMapVolumeNode", f"{side} labels")

@@ -4,50 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import bridge_help  # noqa: F401 - the path of the package
+from bridge_help import FIXED, MOVING, client, made_pair, shifted
+
+# isort: split
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import linear, made_grid, made_head, made_labels
-from RegMambaSlicer.worker_client import (
-    WorkerClient,
-    make_temporary,
-    worker_environment,
-)
+from conftest import made_head, made_labels
+from RegMambaSlicer.worker_client import WorkerClient, make_temporary, worker_environment
 
 from RegMambaLib.spatial.grid import Grid
 from RegMambaLib.spatial.itk import affine_transform
 
+__all__ = ["client"]
 QUICK = {"weights": "none", "iterations": [10, 5, 2], "affine": "rigid", "threads": 1}
-FIXED = made_grid((28, 32, 26), (6.5, 6.5, 6.5))
-MOVING = made_grid((26, 30, 28), (6.5, 6.5, 6.5), turn=(3.0, 2.0, -4.0), center=(6.0, -4.0, 3.0))
-SHIFT = linear((2.0, -3.0, 5.0), (4.0, -5.0, 3.0))
-
-
-def shifted(points):
-    return points @ SHIFT[:3, :3].T + SHIFT[:3, 3]
-
-
-@pytest.fixture(scope="module")
-def client():
-    made = WorkerClient(sys.executable)
-    yield made
-    made.shutdown()
 
 
 @pytest.fixture
 def temporary():
     folder = make_temporary()
     yield folder
-    for file in sorted(folder.rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    if folder.exists():
-        folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def written(folder, **images):
@@ -59,9 +42,8 @@ def written(folder, **images):
 
 
 def request(folder, settings=QUICK, **more):
-    images = {"fixed": made_head(FIXED), "moving": made_head(MOVING, shifted)}
-    labels = {"fixed_labels": made_labels(FIXED), "moving_labels": made_labels(MOVING, shifted)}
-    paths = written(folder, **images, **labels)
+    (fixed, moving), (fixed_labels, moving_labels) = made_pair()
+    paths = written(folder, fixed=fixed, moving=moving, fixed_labels=fixed_labels, moving_labels=moving_labels)
     return {"command": "register", **paths, "settings": settings, "output": str(folder / "out"), **more}
 
 

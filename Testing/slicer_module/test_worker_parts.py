@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import bridge_help  # noqa: F401 - the path of the package
@@ -26,6 +28,32 @@ def test_the_environment_of_the_worker_is_utf8_and_finds_the_library():
     first, *others = env["PYTHONPATH"].split(os.pathsep)
     assert (Path(first) / "RegMambaLib" / "worker").is_dir() and others == ["/elsewhere"]
     assert "PYTHONSTARTUP" not in env
+
+
+def test_the_application_itself_is_not_taken_for_an_interpreter(monkeypatch):
+    monkeypatch.setattr(worker_client.shutil, "which", lambda name: None)
+    assert worker_client.find_python() == sys.executable
+    monkeypatch.setattr(sys, "executable", str(Path("Slicer", "bin", "SlicerApp-real.exe")))
+    with pytest.raises(FileNotFoundError, match="PythonSlicer"):
+        worker_client.find_python()
+    monkeypatch.setattr(worker_client.shutil, "which", lambda name: str(Path("Slicer", "bin", f"{name}.exe")))
+    assert Path(worker_client.find_python()).name == "PythonSlicer.exe"
+
+
+def test_a_temporary_folder_goes_even_if_a_file_in_it_is_held_for_a_moment(monkeypatch):
+    folder = worker_client.make_temporary()
+    real, tries = shutil.rmtree, []
+
+    def held_at_first(path, **options):
+        tries.append(path)
+        if len(tries) > 2:
+            real(path, **options)
+
+    monkeypatch.setattr(worker_client.shutil, "rmtree", held_at_first)
+    worker_client.remove_temporary(folder)
+    assert len(tries) == 3 and not folder.exists()
+    worker_client.remove_temporary(Path.cwd())
+    assert len(tries) == 3
 
 
 class FakeProcess:
@@ -81,6 +109,7 @@ def test_a_thread_limit_does_not_outlive_its_run():
     ("code", "lines", "kind", "words"),
     [
         (-9, [], "memory", "coarser working grid"),
+        (0xC0000017, [], "memory", "coarser working grid"),
         (1, ["MemoryError"], "memory", "device cpu"),
         (1, ["ModuleNotFoundError: No module named 'numba'"], "missing", "numba"),
         (-11, ["Fatal Python error"], "crash", "Fatal Python error"),

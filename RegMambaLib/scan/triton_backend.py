@@ -1,0 +1,268 @@
+"""The Triton kernels as differentiable torch operations: CUDA, any float type, computed in float32.
+
+With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import isqrt
+from typing import Any
+
+import torch
+import triton
+from torch.autograd.function import once_differentiable
+
+from RegMambaLib.scan.traversals import TRAVERSALS, Shape, Traversal
+from RegMambaLib.scan.triton_conv import convolve
+from RegMambaLib.scan.triton_kernels import carry, walk, walk_back
+
+GATED = True  # `selective_scan` takes z
+UNROLL = 8
+CARRY_UNROLL = 32
+LONGEST_CHUNK = 256
+TILE = 256  # states x channels of a program: eight per thread of its one warp
+_LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
+CONV_TILE = 2048  # tokens x channels
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels, so that they run on CPU tensors."""
+    return not isinstance(walk, triton.JITFunction)
+
+
+def check() -> None:
+    """Run both kernels on four tokens. Raises whatever keeps them from working."""
+    if not interpreted() and not torch.cuda.is_available():
+        raise RuntimeError("torch sees no CUDA device")
+    device = "cpu" if interpreted() else "cuda"
+    tokens, states = torch.zeros(1, 1, 4, 8, device=device), torch.zeros(1, 1, 4, 2, device=device)
+    plain = (1, 1, 4), (TRAVERSALS["hwd+"],)
+    scanned = selective_scan(tokens, tokens, tokens.new_zeros(1, 8, 2), states, states, None, None, True, *plain)
+    convolved = causal_conv1d(tokens, tokens.new_zeros(1, 8, 4), None, True, *plain)
+    (scanned + convolved).cpu()  # what goes wrong on the device shows when its results are read
+
+
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+    shape: Shape,
+    traversals: Sequence[Traversal],
+    z: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See `RegMambaLib.scan.selective_scan`; returns y (b, G, L, E) in the type of u, float32 for float64."""
+    tensors = (_plain(tensor) for tensor in (u, delta, A, B, C, D, z, delta_bias))
+    return _Scan.apply(*tensors, delta_softplus, _plans(shape, tuple(traversals), u.device))
+
+
+def causal_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    silu: bool,
+    shape: Shape,
+    traversals: Sequence[Traversal],
+) -> torch.Tensor:
+    """See `RegMambaLib.scan.causal_conv1d`; returns y (b, G, L, E) in the type of x, float32 for float64."""
+    visits = tuple(traversals)
+    mirrored = tuple(Traversal(traversal.order, not traversal.backward) for traversal in visits)
+    plans = _plans(shape, visits, x.device), _plans(shape, mirrored, x.device)
+    return _Conv.apply(_plain(x), _plain(weight), _plain(bias), silu, *plans)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        use_softplus: bool,
+        plans: torch.Tensor,
+    ) -> torch.Tensor:
+        A = A.float().transpose(1, 2).contiguous()
+        y = torch.empty_like(delta, dtype=u.dtype)
+        work = _Work(u, delta, A, z, use_softplus)
+        steps = {"u": u, "delta": delta, "A": A, "B": B, "bias": bias, "plans": plans}
+        states = sums = None
+        if work.chunks > 1:
+            states, sums = work.by_chunk(A.shape[1], delta.shape[-1]), work.by_chunk(delta.shape[-1])
+            work.run(walk, **steps, gains=states, sums=sums)
+            work.carry(states, A, sums, backward=False)
+        work.run(walk, **steps, C=C, D=D, z=z, entering=states, y=y)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, plans, states, sums)
+        ctx.use_softplus = use_softplus
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        u, delta, A, B, C, D, z, bias, plans, states, sums = ctx.saved_tensors
+        images, groups, length, channels = delta.shape
+        order = A.shape[1]
+        work = _Work(u, delta, A, z, ctx.use_softplus)
+        back = {"delta": delta, "A": A, "C": C, "z": z, "bias": bias, "plans": plans, "gy": gy.contiguous()}
+        leaving = None
+        if work.chunks > 1:
+            leaving = work.by_chunk(order, channels)
+            work.run(walk_back, **back, gains=leaving)
+            work.carry(leaving, A, sums, backward=True)
+        marks = A.new_empty(images, groups, triton.cdiv(length, UNROLL), order, channels)
+        work.run(walk, u=u, delta=delta, A=A, B=B, bias=bias, plans=plans, entering=states, marks=marks)
+        gu, gdelta = _like_shared(u, delta), torch.empty_like(delta)
+        gA, gB, gC = work.by_chunk(order, channels), *(A.new_empty(work.blocks, *tensor.shape) for tensor in (B, C))
+        gz = None if z is None else _like_shared(z, delta)
+        gD, gbias = (None if tensor is None else work.by_chunk(channels) for tensor in (D, bias))
+        gradients = {"gu": gu, "gdelta": gdelta, "gA": gA, "gB": gB, "gC": gC, "gD": gD, "gz": gz, "gbias": gbias}
+        work.run(walk_back, u=u, B=B, D=D, marks=marks, leaving=leaving, **back, **gradients)
+        return (
+            _shared(gu, u),
+            gdelta,
+            gA.sum((0, 2)).transpose(1, 2),
+            gB.sum(0),
+            gC.sum(0),
+            None if gD is None else gD.sum((0, 2)),
+            None if gz is None else _shared(gz, z),
+            None if gbias is None else gbias.sum((0, 2)),
+            None,
+            None,
+        )
+
+
+class _Work:
+    """How a scan is cut into programs, and the launches."""
+
+    def __init__(
+        self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, z: torch.Tensor | None, use_softplus: bool
+    ) -> None:
+        images, groups, length, channels = delta.shape
+        order = A.shape[1]
+        # About sqrt(L) tokens: as many chunks as there are tokens in one, as long as those fill the GPU.
+        chunk = min(LONGEST_CHUNK, max(UNROLL, triton.next_power_of_2(isqrt(length))))
+        width = min(triton.next_power_of_2(channels), max(1, TILE // triton.next_power_of_2(order)))
+        self.like, self.directions = delta, images * groups
+        self.chunks, self.blocks = triton.cdiv(length, chunk), triton.cdiv(channels, width)
+        self.sizes = {
+            "length": length,
+            "channels": channels,
+            "groups": groups,
+            "u_groups": u.shape[1],
+            "z_groups": 1 if z is None else z.shape[1],
+            "chunk": chunk,
+            "SOFTPLUS": use_softplus,
+            "ORDER": order,
+            "WIDTH": width,
+            "UNROLL": UNROLL,
+        }
+
+    def by_chunk(self, *sizes: int) -> torch.Tensor:
+        """Room (b, G, chunks, *sizes)."""
+        return self.like.new_empty(*self.like.shape[:2], self.chunks, *sizes, dtype=torch.float32)
+
+    def run(self, kernel: Any, **tensors: torch.Tensor | None) -> None:
+        """Launch `walk` or `walk_back`; tensors that are not named are None."""
+        arguments = {**dict.fromkeys(kernel.arg_names), **self.sizes, **tensors}
+        with torch.cuda.device_of(self.like):
+            kernel[(self.chunks, self.blocks, self.directions)](**arguments, **_LAUNCH)
+
+    def carry(self, states: torch.Tensor, A: torch.Tensor, sums: torch.Tensor, backward: bool) -> None:
+        """Launch `carry`."""
+        order, channels = A.shape[1:]
+        width = min(32, triton.next_power_of_2(channels))
+        grid = (triton.cdiv(channels, width), order, self.directions)
+        sizes = (self.chunks, channels, A.shape[0], order, width, CARRY_UNROLL, backward)
+        with torch.cuda.device_of(self.like):
+            carry[grid](states, A, sums, *sizes, **_LAUNCH)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        silu: bool,
+        plans: torch.Tensor,
+        mirrored: torch.Tensor,
+    ) -> torch.Tensor:
+        taps = weight.transpose(1, 2).contiguous()
+        y = x.new_empty(x.shape[0], len(plans), *x.shape[2:])
+        _convolve(x, taps, bias, mirrored, None, y, None, None, silu)
+        ctx.save_for_backward(x, taps, bias, plans, mirrored)
+        ctx.silu = silu
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        x, taps, bias, plans, mirrored = ctx.saved_tensors
+        images, groups, length, channels = gy.shape
+        blocks = triton.cdiv(length, _conv_block(channels)[0])
+        gsum = torch.empty_like(gy, dtype=torch.float32)
+        gtaps = gsum.new_empty(images, groups, blocks, *taps.shape[1:])
+        gbias = None if bias is None else gsum.new_empty(images, groups, blocks, channels)
+        _convolve(x, taps, bias, mirrored, gy.contiguous(), gsum, gtaps, gbias, ctx.silu)
+        gx = _like_shared(x, gy)
+        _convolve(gsum, taps, None, plans, None, gx, None, None, False)
+        gweight = gtaps.sum((0, 2)).transpose(1, 2)
+        return _shared(gx, x), gweight, None if gbias is None else gbias.sum((0, 2)), None, None, None
+
+
+def _convolve(
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    bias: torch.Tensor | None,
+    plans: torch.Tensor,
+    gout: torch.Tensor | None,
+    y: torch.Tensor,
+    gtaps: torch.Tensor | None,
+    gbias: torch.Tensor | None,
+    silu: bool,
+) -> None:
+    images, groups, length, channels = y.shape
+    rows, width = _conv_block(channels)
+    grid = (triton.cdiv(length, rows), triton.cdiv(channels, width), images * groups)
+    sizes = (length, channels, groups, x.shape[1], silu, taps.shape[1], rows, width)
+    with torch.cuda.device_of(x):
+        convolve[grid](x, taps, bias, plans, gout, y, gtaps, gbias, *sizes, enable_fp_fusion=True)
+
+
+def _conv_block(channels: int) -> tuple[int, int]:
+    width = min(32, triton.next_power_of_2(channels))
+    return min(128, CONV_TILE // width), width
+
+
+def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """As the kernels need it; a no-op for contiguous tensors of up to 32 bits."""
+    if tensor is None:
+        return None
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).contiguous()
+
+
+def _like_shared(tensor: torch.Tensor, each: torch.Tensor) -> torch.Tensor:
+    """Room for the gradient of each direction (b, G, L, E) by a tensor that the directions may share."""
+    dtype = tensor.dtype if tensor.shape[1] == each.shape[1] else torch.float32
+    return torch.empty_like(each, dtype=dtype)
+
+
+def _shared(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The gradient by the tensor itself, which one direction or all have seen."""
+    return gradient if tensor.shape[1] == gradient.shape[1] else gradient.sum(1, keepdim=True)
+
+
+@lru_cache(maxsize=64)
+def _plans(shape: Shape, traversals: tuple[Traversal, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor([traversal.index_plan(shape) for traversal in traversals], dtype=torch.int64, device=device)
