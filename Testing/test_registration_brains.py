@@ -88,6 +88,19 @@ if BRAINS.is_dir():
         assert mean_dice(labels[0], result.warp(labels[1], labels=True)) > before + 0.02
         assert smallest_determinants(result.displacement).min() > 0
 
+    def test_a_turned_over_contrast_costs_little_overlap():
+        fixed, moving = brain(1), brain(4)
+        values = sitk.GetArrayFromImage(moving).astype(np.float32)
+        top = np.percentile(values[values > 0], 99.5)
+        other = sitk.GetImageFromArray(np.where(values > 0, 1.05 * top - np.minimum(values, top), 0))
+        other.CopyInformation(moving)
+        labels = brain(1, "dkt31cma"), brain(4, "dkt31cma")
+        settings = Settings(affine="none", iterations=(), device="cpu")
+        same, turned = register(fixed, moving, settings=settings), register(fixed, other, settings=settings)
+        assert turned.details["network_used"] and turned.details["contrast_carried"] == "moving"
+        scores = [mean_dice(labels[0], result.warp(labels[1], labels=True)) for result in (same, turned)]
+        assert scores[1] > scores[0] - 0.03
+
 else:
 
     def test_a_made_pair_stands_in_for_the_brains():

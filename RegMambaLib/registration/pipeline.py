@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +18,12 @@ from ..spatial import fields
 from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
 from .affine import Side, align
+from .contrast import CARRIED_CONTRAST, SAME_CONTRAST, carried, correlation
 from .grid import fade, working_grid
+from .inputs import check_inputs
 from .network import Prediction, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
-from .refine import Pair, refine, shrink
+from .refine import Pair, refine
 from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
@@ -32,10 +37,6 @@ Progress = Callable[[str, float], None]
 RIM = 5
 # Share of a face of the image that anatomy covers where it goes on beyond.
 CUT_OFF = 0.02
-# mm at which contrasts are compared: small misalignments do not count, inner structure still does.
-CONTRAST_SPACING = 4.0
-# Correlation of the linearly aligned intensities below which the images are taken to differ in contrast.
-SAME_CONTRAST = 0.4
 
 
 def register(
@@ -68,7 +69,9 @@ def register(
     """
     check_inputs(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, settings)
     use_threads(settings.threads)
-    device = find_device(settings.device)
+    if settings.device != "auto":
+        find_device(settings.device)
+    _import_torch_meanwhile()
     run = _Run(progress)
 
     with run.stage("preprocess"):
@@ -88,15 +91,27 @@ def register(
             (fixed_mask, moving_mask),
             settings,
         )
-        alike = _same_contrast(pair, grid.spacing[0])
-        metric = settings.metric if settings.metric != "auto" else "lncc" if alike else "mind"
-        run.details.update(grid_size=list(grid.size), grid_spacing=grid.spacing[0], metric=metric, device=device)
+        alike = correlation(pair, grid.spacing[0]) > SAME_CONTRAST
+        side = _carried_side(pair, alike, grid.spacing[0])
+        metric = settings.metric
+        if metric == "auto":
+            metric = "lncc" if alike or side else "mind"
 
     with run.stage("network"):
-        prediction = _network(pair, alike, grid.spacing[0], settings, device, run.details)
+        device = find_device(settings.device)
+        prediction, side = _network(pair, side, alike, grid.spacing[0], settings, device, run.details)
+        run.details.update(
+            grid_size=list(grid.size),
+            grid_spacing=grid.spacing[0],
+            metric=metric,
+            device=device,
+            contrast_carried=side,
+        )
 
     with run.stage("refine"):
         start = prediction.displacement if prediction else None
+        if side and metric == "lncc":
+            pair = carried(pair, side, start)
         u = refine(pair, settings, start=start, metric=metric, device=device, progress=run.report)
 
     with run.stage("repair"):
@@ -121,47 +136,6 @@ def register(
     )
 
 
-def check_inputs(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    fixed_labels: sitk.Image | None,
-    moving_labels: sitk.Image | None,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    settings: Settings,
-) -> None:
-    """Raise `InputError` for what `register` cannot use, before anything long begins."""
-    import SimpleITK as sitk
-
-    for name, image in (("fixed", fixed), ("moving", moving)):
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise InputError(
-                f"The {name} image has {image.GetDimension()} dimensions and "
-                f"{image.GetNumberOfComponentsPerPixel()} components; give a 3-D scalar volume."
-            )
-        if min(image.GetSize()) < 4:
-            raise InputError(
-                f"The {name} image has {' x '.join(map(str, image.GetSize()))} voxels; every axis needs at least 4."
-            )
-    for name, image, other in (
-        ("fixed labels", fixed, fixed_labels),
-        ("moving labels", moving, moving_labels),
-        ("fixed mask", fixed, fixed_mask),
-        ("moving mask", moving, moving_mask),
-    ):
-        if other is not None and not Grid.of(other).same_as(Grid.of(image), 0.01):
-            raise InputError(
-                f"The {name} lie on another grid than the {name.split()[0]} image; resample them onto it first."
-            )
-    for name, mask in (("fixed mask", fixed_mask), ("moving mask", moving_mask)):
-        if mask is not None and not sitk.GetArrayViewFromImage(mask).any():
-            raise InputError(
-                f"The {name} is empty (0 everywhere); mark where the metric counts, or leave the mask out."
-            )
-    if settings.guide and (fixed_labels is None or moving_labels is None):
-        raise InputError("Label guidance needs both label maps; give fixed and moving labels, or leave it off.")
-
-
 def use_threads(threads: int) -> None:
     """Let numba, torch and ITK use this many CPU threads; 0 leaves them as they are."""
     if threads <= 0:
@@ -173,6 +147,12 @@ def use_threads(threads: int) -> None:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _import_torch_meanwhile() -> None:
+    """Import torch in the background: it takes a second or more, and is needed only after the linear stage."""
+    if "torch" not in sys.modules:
+        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
 
 
 def find_device(name: str) -> str:
@@ -335,42 +315,49 @@ def _cut_off(side: Prepared) -> bool:
     return max(float(face.mean()) for face in faces) > CUT_OFF
 
 
-def _same_contrast(pair: Pair, spacing: float) -> bool:
-    """Whether the intensities of the aligned images go together, as those of two T1 images do, at about 4 mm."""
-    factor = max(1.0, CONTRAST_SPACING / spacing)
-    shape = tuple(max(8, round(n / factor)) for n in pair.fixed.shape)
-    f, m = (shrink(a, (shape[0], shape[1], shape[2])) for a in (pair.fixed, pair.moving))
-    both = (f > 0.1) & (m > 0.1)
-    if both.sum() < 100 or f[both].std() < 1e-6 or m[both].std() < 1e-6:
-        return True
-    return float(np.corrcoef(f[both], m[both])[0, 1]) > SAME_CONTRAST
+def _carried_side(pair: Pair, alike: bool, spacing: float) -> str | None:
+    """Of images that differ in contrast, the one that can be brought to the other's contrast; None: neither."""
+    if alike:
+        return None
+    fits = {side: correlation(carried(pair, side), spacing) for side in ("moving", "fixed")}
+    side = max(fits, key=fits.__getitem__)
+    return side if fits[side] > CARRIED_CONTRAST else None
 
 
 def _network(
-    pair: Pair, alike: bool, spacing: float, settings: Settings, device: str, details: dict[str, Any]
-) -> Prediction | None:
-    """The network's prediction, or None: no network wanted, not made for this pair, or no help for it.
+    pair: Pair, side: str | None, alike: bool, spacing: float, settings: Settings, device: str, details: dict[str, Any]
+) -> tuple[Prediction | None, str | None]:
+    """The network's prediction, or None (no network wanted, not made for this pair, or no help for it), and the side.
 
-    Weights see pairs of the contrasts they were trained on; only those whose card says `contrast: any` are
-    asked about images that differ.
+    Weights see pairs of the contrast they were trained on. Where the images differ, one is brought to the contrast of
+    the other, in both ways, because which of them looks like the training images is not known; the better answer
+    decides. Weights whose card says `contrast: any` are asked about the images as they are.
     """
     details.update(weights=settings.weights, network_used=False)
     if settings.weights == "none":
-        return None
-    if not alike and weights_contrast(settings.weights) != "any":
+        return None, side
+    as_they_are = alike or weights_contrast(settings.weights) == "any"
+    if not as_they_are and side is None:
         details["network_skipped"] = "the images differ in contrast"
-        return None
+        return None, side
     from ..scan import use_backend
 
     network = load_weights(settings.weights)
     level = pair.at(network_shape(pair.fixed.shape, spacing))
-    with use_backend(settings.scan):
-        found = predict(network, level.fixed, level.moving, device=device, samples=settings.samples, seed=settings.seed)
-    better, before, after = helps(level.fixed, level.moving, found.displacement)
+    tried = []
+    for choice in (side,) if as_they_are else ("moving", "fixed"):
+        shown = level if as_they_are else carried(level, choice or "moving")
+        with use_backend(settings.scan):
+            found = predict(
+                network, shown.fixed, shown.moving, device=device, samples=settings.samples, seed=settings.seed
+            )
+        tried.append((helps(shown.fixed, shown.moving, found.displacement), found, choice))
+    (better, before, after), found, choice = max(tried, key=lambda trial: trial[0][2])
     details.update(network_similarity=[before, after], network_used=better)
     if not better:
         details["network_skipped"] = "its displacement made the images less alike"
-    return found if better else None
+        return None, side
+    return found, choice
 
 
 def _uncertainty(prediction: Prediction | None, grid: Grid) -> np.ndarray | None:

@@ -51,14 +51,16 @@ def repair_and_invert(displacement: np.ndarray, spacing: float, *, repair: bool 
         repair: leave the displacement as it is when False.
     """
     u, repaired, folded = displacement, 0, 0
+    inverse: np.ndarray | None = None
     for margin in MARGINS:
         if repair:
             u, touched, folded = remove_folds(u, margin=margin, keep_border=True)
             repaired = max(repaired, touched)
-        inverse, error = fields.invert(u)
+        inverse, error = fields.invert(u, start=inverse)
         worst = float(error.max())
         if not repair or worst * spacing <= INVERSE_TOLERANCE:
             break
+    assert inverse is not None
     return Repaired(u, inverse, repaired, folded, worst)
 
 

@@ -32,16 +32,22 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 def invert(
-    displacement: np.ndarray, *, tolerance: float = 0.005, iterations: int = 60
+    displacement: np.ndarray, *, start: np.ndarray | None = None, tolerance: float = 0.005, iterations: int = 60
 ) -> tuple[np.ndarray, np.ndarray]:
     """v with (id + u) o (id + v) = id at every voxel, and what is left of it.
+
+    Args:
+        start: where to begin, for instance the inverse of nearly the same displacement.
 
     Returns:
         v (3, k, j, i) voxels, and the residual |v + u o (id + v)| in voxels, (k, j, i), both float32.
     """
     u = _contiguous(displacement)
-    out = np.empty_like(u)
-    kernels.seed_inverse(u, out)
+    if start is None:
+        out = np.empty_like(u)
+        kernels.seed_inverse(u, out)
+    else:
+        out = np.array(start, np.float32)
     error = np.empty(u.shape[1:], np.float32)
     kernels.invert(u, np.float32(tolerance), iterations, out, error)
     return out, error
