@@ -437,3 +437,11 @@ def test_help_loads_nothing_heavy():
         "sys.exit(any(name in sys.modules for name in ('torch', 'numba', 'SimpleITK', 'scipy', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_warmup_leaves_the_kernels_on_disk(capsys):
+    from RegMambaLib.registration.warmup import is_compiled
+
+    assert main(["warmup"]) == 0
+    assert "The kernels are ready" in capsys.readouterr().out
+    assert is_compiled()

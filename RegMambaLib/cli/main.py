@@ -26,6 +26,7 @@ from .jacobian import jacobian
 from .options import settings_help
 from .register import register
 from .train import train
+from .warmup import warmup
 
 DEBUG = "REGMAMBA_DEBUG"
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -47,6 +48,7 @@ for command in (apply, invert, compose, jacobian, evaluate, inspect, convert):
     app.command(no_args_is_help=True)(command)
 app.command(no_args_is_help=True)(train)
 app.command()(info)
+app.command()(warmup)
 app.command()(demo)
 app.add_typer(data_app)
 

@@ -26,6 +26,10 @@ OUTPUTS = (
     "report.json",
     "report.html",
 )
+COMPILING = (
+    "The numerical kernels are compiled now, once after installing; it takes about a minute. `regmamba warmup` does it "
+    "beforehand."
+)
 _STAGES = ("read", "start", "preprocess", "linear", "network", "refine", "repair", "write", "evaluate")
 
 
@@ -94,6 +98,9 @@ def register(
             inputs = _read({name: path for name, path in paths.items() if path})
         with stages.stage("start"):  # torch and numba
             from ..registration.pipeline import register as run
+            from ..registration.warmup import is_compiled
+        if not is_compiled() and not quiet:
+            typer.echo(COMPILING, err=True)
         registration = run(**vars(inputs), settings=settings, progress=stages)
         with stages.stage("write"):
             moved_labels = _write(registration, inputs, folder)

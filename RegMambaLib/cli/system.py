@@ -7,7 +7,7 @@ from importlib import metadata
 
 from ..version import __version__
 
-PACKAGES = ("numpy", "SimpleITK", "scipy", "numba", "torch", "safetensors", "mamba-ssm", "causal-conv1d")
+PACKAGES = ("numpy", "SimpleITK", "scipy", "numba", "torch", "safetensors", "triton", "mamba-ssm", "causal-conv1d")
 
 
 def versions() -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from ..errors import InputError
 CHOICES: dict[str, tuple[str, ...]] = {
     "affine": ("affine", "similarity", "rigid", "none"),
     "metric": ("auto", "lncc", "mind"),
-    "scan": ("auto", "numba", "torch", "mamba_ssm"),
+    "scan": ("auto", "numba", "torch", "triton", "mamba_ssm"),
 }
 KINDS: dict[Any, str] = {
     str: "text",
@@ -59,7 +59,7 @@ class Settings:
     repair: bool = _setting(True, "Remove every remaining fold locally at the end.")
     samples: int = _setting(0, "Posterior samples (2 or more) for the uncertainty map; 0 skips it.", 0, 64)
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
-    scan: str = _setting("auto", "Scan backend: auto, numba, torch or mamba_ssm.")
+    scan: str = _setting("auto", "Scan backend: auto, numba, torch, triton or mamba_ssm.")
     threads: int = _setting(0, "CPU threads; 0 uses all.", 0, 1024)
     seed: int = _setting(0, "Seed of everything random.", 0, 2**31 - 1)
 

@@ -1,0 +1,40 @@
+"""Compile every numba kernel that a registration needs, beforehand: numba keeps them on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .settings import Settings
+
+
+def is_compiled() -> bool:
+    """Whether the kernels of refinement are on disk already.
+
+    They may still be compiled anew, after an update or on another processor.
+    """
+    from .lncc_kernels import lncc_force
+
+    folder = Path(lncc_force.stats.cache_path)
+    return any(folder.glob(f"lncc_kernels.{lncc_force.__name__}-*.nbi"))
+
+
+def compile_kernels() -> None:
+    """Register a small made-up pair in the ways that use different kernels: network, LNCC, MIND, labels."""
+    import SimpleITK as sitk
+
+    from .pipeline import register
+
+    place = np.indices((40, 44, 48)).astype(np.float32)
+    distance = np.sqrt(sum((axis - 22) ** 2 for axis in place))
+    waves = np.sin(place[0] / 3) * np.sin(place[1] / 4) * np.sin(place[2] / 5)
+    values = np.where(distance < 16, 500 + 300 * waves, 0).astype(np.float32)
+    fixed, moving = sitk.GetImageFromArray(values), sitk.GetImageFromArray(np.roll(values, 1, axis=2))
+    labels = sitk.Cast(fixed > 500, sitk.sitkUInt8), sitk.Cast(moving > 500, sitk.sitkUInt8)
+    quick = Settings(affine="none", iterations=(1, 1))
+    for settings in (quick, replace(quick, weights="none", metric="mind", guide=True)):
+        result = register(fixed, moving, fixed_labels=labels[0], moving_labels=labels[1], settings=settings)
+        result.warp(moving)
+        result.warp(labels[1], labels=True)
