@@ -54,18 +54,18 @@ def fill_tokens(first, count, plan, tokens):
 def gather(source, tokens, count, low, high, rows):
     """rows[i, :high-low] = source[tokens[i], low:high]."""
     for i in range(count):
-        token = tokens[i]
-        for e in range(high - low):
-            rows[i, e] = source[token, low + e]
+        row, given = rows[i], source[tokens[i], low:high]
+        for e in range(given.size):
+            row[e] = given[e]
 
 
 @njit(**OPTIONS)
 def scatter(rows, tokens, count, low, high, target):
     """target[tokens[i], low:high] = rows[i, :high-low]."""
     for i in range(count):
-        token = tokens[i]
-        for e in range(high - low):
-            target[token, low + e] = rows[i, e]
+        row, place = rows[i], target[tokens[i], low:high]
+        for e in range(place.size):
+            place[e] = row[e]
 
 
 @njit(**OPTIONS)
@@ -78,9 +78,11 @@ def _channels_of(part, parts, channels):
 def _time_steps(delta, bias, use_softplus, count, low, width):
     """In place: delta + bias, through softplus where asked."""
     if bias.shape[0] > 0:
+        offsets = bias[low : low + width]
         for t in range(count):
-            for e in range(width):
-                delta[t, e] += bias[low + e]
+            row = delta[t]
+            for e in range(offsets.size):
+                row[e] += offsets[e]
     if use_softplus:
         for t in range(count):
             row = delta[t]
@@ -95,6 +97,15 @@ def _multiply(count, first, second, product):
         x, y, out = first[t], second[t], product[t]
         for e in range(out.size):
             out[e] = x[e] * y[e]
+
+
+@njit(**OPTIONS)
+def _scale(count, rows, factors, scaled):
+    """scaled[t] = factors * rows[t]."""
+    for t in range(count):
+        x, out = rows[t], scaled[t]
+        for e in range(out.size):
+            out[e] = factors[e] * x[e]
 
 
 @njit(**OPTIONS)
@@ -148,8 +159,7 @@ def scan_forward(u, delta, A, B, C, D, bias, use_softplus, plans, parts, y, stat
             if states.shape[0] > 0:
                 states[image, g, first // CHUNK, :, low : low + padded] = state
             _multiply(count, steps, x, drive)
-            for t in range(count):
-                out[t] = skip * x[t]
+            _scale(count, x, skip, out)
             _forward_chunk(count, steps, drive, a, b, c, state, out)
             scatter(out, tokens, count, low, high, y[image, g])
 
