@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -151,8 +151,13 @@ def use_threads(threads: int) -> None:
 
 def _import_torch_meanwhile() -> None:
     """Import torch in the background: it takes a second or more, and is needed only after the linear stage."""
+
+    def load() -> None:
+        with suppress(Exception):  # whoever needs torch imports it again, and hears what is wrong
+            importlib.import_module("torch")
+
     if "torch" not in sys.modules:
-        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
+        threading.Thread(target=load, daemon=True).start()
 
 
 def find_device(name: str) -> str:
