@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from RegMambaLib.evaluation.figures import COLOURS
 
 from .cases import CASES
 from .measure import Row, reason
-from .tables import by_method, median, over_pairs
+from .tables import by_method, over_pairs
 
 WIDTH = 8.0
 """Inches."""

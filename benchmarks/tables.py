@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
+
+from RegMambaLib.evaluation import text
 
 from .measure import Row, reason
 
@@ -25,12 +28,6 @@ COST = (
     ("cpu_seconds", "CPU, s", ".0f"),
     ("memory_gb", "memory, GiB", ".2f"),
 )
-
-
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def number(value: float | None, style: str) -> str:
@@ -65,9 +62,8 @@ def over_runs(rows: Iterable[Row], column: str, style: str) -> str:
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table; the first column left, the others right."""
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))
+    """The library's Markdown table, without the newline at its end."""
+    return text.markdown(heads, lines).rstrip("\n")
 
 
 def by_method(rows: Iterable[Row], methods: Sequence[str]) -> dict[str, list[Row]]:

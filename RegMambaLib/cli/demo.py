@@ -54,7 +54,9 @@ def demo(
     from .output import print_json, to_json
 
     template = load_template()
-    check_matplotlib()
+    from ..evaluation.figures import check_matplotlib
+
+    check_matplotlib(_missing("matplotlib"))
     from ..evaluation.known_pair import make_pair
     from ..evaluation.picture import draw
 
@@ -117,14 +119,6 @@ def load_template() -> Template:
     )
     t1, grey, white = (np.ascontiguousarray(file.get_fdata(dtype=np.float32).T) for file in files)
     return Template(grid, t1, grey, white)
-
-
-def check_matplotlib() -> None:
-    """Raise `MissingDependencyError` unless matplotlib is installed: better before the work than after."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(_missing("matplotlib")) from error
 
 
 def _missing(package: str) -> str:

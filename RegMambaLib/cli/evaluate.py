@@ -166,17 +166,11 @@ def _compare(files: tuple[Path, Path], output: Path | None, overwrite: bool, jso
 
 
 def _folding(grid: Grid, transform: sitk.Transform) -> dict[str, float]:
-    from ..evaluation.folding import nondiffeomorphic_percent
-    from ..evaluation.report import folding_report
+    from ..evaluation.report import regularity_report
     from ..io.transforms import flatten
     from ..spatial.itk import mm_to_voxels
-    from ..spatial.jacobian import jacobian_determinant
 
-    displacement = mm_to_voxels(flatten(transform, grid), grid)
-    return {
-        **folding_report(jacobian_determinant(displacement)),
-        "nondiffeomorphic_percent": nondiffeomorphic_percent(displacement),
-    }
+    return regularity_report(mm_to_voxels(flatten(transform, grid), grid))
 
 
 def _print_table(report: dict[str, Any], names: dict[int, str]) -> None:

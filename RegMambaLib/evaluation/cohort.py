@@ -19,15 +19,13 @@ from ..io.transforms import chain, flatten, read_transform
 from ..registration.settings import Settings
 from ..spatial.grid import Grid
 from ..spatial.itk import mm_to_voxels
-from ..spatial.jacobian import jacobian_determinant
 from .consistency import inverse_error
-from .folding import nondiffeomorphic_percent
 from .landmarks import target_registration_error
 from .memory import peak_memory_mb, reset_peak_memory
 from .overlap import label_values
 from .pairs import PairFiles
 from .registration_page import registration_page
-from .report import compare_labels, folding_report
+from .report import compare_labels, regularity_report
 from .slices import without_linear_part
 from .viewer import Shown, overlay
 
@@ -211,8 +209,7 @@ def _field_measures(
     if region is not None and not region.any():
         raise InputError("The mask is empty (0 everywhere); mark where the deformation counts, or leave it out.")
     displacement = mm_to_voxels(flatten(transform, grid), grid)
-    numbers: dict[str, Any] = dict(folding_report(jacobian_determinant(displacement), region))
-    numbers["nondiffeomorphic_percent"] = nondiffeomorphic_percent(displacement, region)
+    numbers: dict[str, Any] = {**regularity_report(displacement, region)}
     if inverse is not None:
         error = inverse_error(transform, inverse, grid, region)
         numbers |= {"inverse_error_mm": float(error.mean()), "inverse_error_largest_mm": float(error.max())}

@@ -17,12 +17,12 @@ _HEIGHT = 0.17
 """Inches of a box."""
 
 
-def check_matplotlib() -> None:
-    """Raise `MissingDependencyError` unless matplotlib is installed: better before the work than after."""
+def check_matplotlib(message: str = 'Figures need matplotlib; pip install "regmamba[report]".') -> None:
+    """Raise `MissingDependencyError` with the message unless matplotlib is installed: better before work than after."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError('Figures need matplotlib; pip install "regmamba[report]".') from error
+        raise MissingDependencyError(message) from error
 
 
 def box_plot(rows: Sequence[Row], measure: str) -> bytes | None:

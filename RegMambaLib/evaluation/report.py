@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..spatial.jacobian import jacobian_determinant
 from .distance import surface_distances
-from .folding import folding_percent, sd_log_jacobian
+from .folding import folding_percent, nondiffeomorphic_percent, sd_log_jacobian
 from .overlap import common_labels, dice, volume_similarity
 
 if TYPE_CHECKING:
@@ -98,6 +99,14 @@ def folding_report(jacobian: np.ndarray, mask: np.ndarray | None = None) -> dict
         "folding_percent": folding_percent(jacobian, mask),
         "sd_log_jacobian": sd_log_jacobian(jacobian, mask),
         "smallest_jacobian": float((jacobian if mask is None else jacobian[mask]).min()),
+    }
+
+
+def regularity_report(displacement: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
+    """`folding_report` and the non-diffeomorphic volume (percent) of a displacement, (3, k, j, i) voxels."""
+    return {
+        **folding_report(jacobian_determinant(displacement), mask),
+        "nondiffeomorphic_percent": nondiffeomorphic_percent(displacement, mask),
     }
 
 

@@ -21,6 +21,8 @@ CONTRAST_SPACING = 4.0
 SAME_CONTRAST = 0.4
 # The same after one image was brought to the contrast of the other, below which that says too little to be used.
 CARRIED_CONTRAST = 0.6
+# Whose contrast can be brought to that of the other image.
+SIDES = ("moving", "fixed")
 # Intensities below this, of 1, are background.
 BACKGROUND = 0.02
 # Intensities of a tone curve, evenly over [0, 1], and the Gaussian over them that fills rare ones in (standard
@@ -76,7 +78,7 @@ def carried(pair: Pair, side: str, displacement: np.ndarray | None = None) -> Pa
     """The pair with the contrast of one image brought to that of the other.
 
     Args:
-        side: "moving" or "fixed", whose contrast changes.
+        side: of `SIDES`, whose contrast changes.
         displacement: aligns the moving image for the tone curve, (3, k, j, i) voxels over the same extent.
     """
     fixed, moving = pair.fixed, pair.moving
@@ -87,6 +89,17 @@ def carried(pair: Pair, side: str, displacement: np.ndarray | None = None) -> Pa
     if side == "moving":
         return replace(pair, moving=with_tones(pair.moving, tone_curve(moving, fixed)))
     return replace(pair, fixed=with_tones(pair.fixed, tone_curve(fixed, moving)))
+
+
+def side_to_carry(pair: Pair, spacing: float) -> str | None:
+    """Of images that differ in contrast, the one better brought to the other's; None where that says too little.
+
+    Args:
+        spacing: mm per voxel of the pair.
+    """
+    fits = {side: correlation(carried(pair, side), spacing) for side in SIDES}
+    side = max(SIDES, key=fits.__getitem__)
+    return side if fits[side] > CARRIED_CONTRAST else None
 
 
 def _tones(values: np.ndarray) -> np.ndarray:

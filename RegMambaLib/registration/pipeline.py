@@ -18,7 +18,7 @@ from ..spatial import fields
 from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
 from .affine import Side, align
-from .contrast import CARRIED_CONTRAST, SAME_CONTRAST, carried, correlation
+from .contrast import SAME_CONTRAST, SIDES, carried, correlation, side_to_carry
 from .grid import fade, working_grid
 from .inputs import check_inputs
 from .network import Prediction, helps, load_weights, network_shape, predict, weights_contrast
@@ -71,7 +71,8 @@ def register(
     use_threads(settings.threads)
     if settings.device != "auto":
         find_device(settings.device)
-    _import_torch_meanwhile()
+    if settings.device != "cpu" or settings.weights != "none":
+        _import_torch_meanwhile()
     run = _Run(progress)
 
     with run.stage("preprocess"):
@@ -92,7 +93,7 @@ def register(
             settings,
         )
         alike = correlation(pair, grid.spacing[0]) > SAME_CONTRAST
-        side = _carried_side(pair, alike, grid.spacing[0])
+        side = None if alike else side_to_carry(pair, grid.spacing[0])
         metric = settings.metric
         if metric == "auto":
             metric = "lncc" if alike or side else "mind"
@@ -320,15 +321,6 @@ def _cut_off(side: Prepared) -> bool:
     return max(float(face.mean()) for face in faces) > CUT_OFF
 
 
-def _carried_side(pair: Pair, alike: bool, spacing: float) -> str | None:
-    """Of images that differ in contrast, the one that can be brought to the other's contrast; None: neither."""
-    if alike:
-        return None
-    fits = {side: correlation(carried(pair, side), spacing) for side in ("moving", "fixed")}
-    side = max(fits, key=fits.__getitem__)
-    return side if fits[side] > CARRIED_CONTRAST else None
-
-
 def _network(
     pair: Pair, side: str | None, alike: bool, spacing: float, settings: Settings, device: str, details: dict[str, Any]
 ) -> tuple[Prediction | None, str | None]:
@@ -349,9 +341,9 @@ def _network(
 
     network = load_weights(settings.weights)
     level = pair.at(network_shape(pair.fixed.shape, spacing))
+    views = [(side, level)] if as_they_are else [(choice, carried(level, choice)) for choice in SIDES]
     tried = []
-    for choice in (side,) if as_they_are else ("moving", "fixed"):
-        shown = level if as_they_are else carried(level, choice or "moving")
+    for choice, shown in views:
         with use_backend(settings.scan):
             found = predict(
                 network, shown.fixed, shown.moving, device=device, samples=settings.samples, seed=settings.seed
