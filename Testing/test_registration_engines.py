@@ -1,4 +1,7 @@
-"""The torch engine computes what the numba engine computes: forces, single steps, and a whole refinement."""
+"""The torch engine computes what the numba engine computes: forces, single steps, and a whole refinement.
+
+With the steps of torch; test_registration_triton.py has those of Triton.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import pytest
 import torch
 from conftest import made_grid, made_head, made_labels, random_displacement, sampled
 from scipy import ndimage
-from test_registration_kernels import fractional, label_map, lands_inside, texture
+from test_registration_kernels import fractional, label_map, texture
 
 from RegMambaLib.losses.mind import mind_ssc
 from RegMambaLib.registration import refine as refinement
+from RegMambaLib.registration import torch_steps
 from RegMambaLib.registration.engine_numba import NumbaEngine
-from RegMambaLib.registration.engine_torch import TorchEngine, smooth
+from RegMambaLib.registration.engine_torch import TorchEngine
 from RegMambaLib.registration.network import mean_lncc
 from RegMambaLib.registration.refine import Pair, level_shapes, pick, refine, shrink, to_shape
 from RegMambaLib.registration.settings import Settings
@@ -40,47 +44,71 @@ def pair(weighted=False, guided=True):
 
 
 def engines(metric, weighted, settings):
-    start = fractional(SHAPE, reach=1) * lands_inside(fractional(SHAPE, reach=1), SHAPE)
-    start = np.where(start == 0, np.float32(0.0), start)
-    both = pair(weighted)
+    both, start = pair(weighted), fractional(SHAPE, reach=1)
     return NumbaEngine(both, start, settings, metric), TorchEngine(both, start, settings, metric)
-
-
-def inside_of(u):
-    """Voxels at which no coordinate sits on a voxel centre, where the derivative jumps."""
-    return (np.abs(u - np.round(u)) > 0.05).all(0)
 
 
 @each
 def test_both_engines_feel_the_same_force(metric, weighted, settings):
     numba_engine, torch_engine = engines(metric, weighted, settings)
-    where = inside_of(numba_engine.u)
-    assert where.mean() > 0.5
     similarity = numba_engine._image_force()
-    theirs, their_similarity = torch_engine._image_force()
-    assert similarity == pytest.approx(their_similarity, rel=1e-3)
+    force, their_similarity = torch_engine._image_force()
+    assert similarity == pytest.approx(float(their_similarity), rel=1e-5)
     if settings.guide:
-        # The labels' share is scaled by the size of the whole force, border included: compare it apart.
-        numba_engine.force[:] = 0
         numba_engine._add_label_force()
-        theirs = torch_engine._label_force()
-        theirs = theirs * (numba_engine.force.std() / float(theirs.std()))
-    ours, theirs = numba_engine.force[:, where], theirs[0].numpy()[:, where]
-    np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(ours).max())
+        force = torch_engine._with_labels(force)
+    np.testing.assert_allclose(numba_engine.force, force.numpy(), atol=2e-4 * np.abs(numba_engine.force).max())
+
+
+@each
+def test_both_engines_take_the_same_steps(metric, weighted, settings):
+    """To 0.002 voxels; without smoothing, where Adam divides rounding errors by the floor, to 0.01."""
+    ours, theirs = engines(metric, weighted, settings)
+    start = ours.displacement().copy()
+    for _ in range(4):
+        assert ours.step() == pytest.approx(float(theirs.step()), rel=1e-4)
+    assert np.abs(ours.displacement() - start).max() > 0.3
+    tolerance = 2e-3 if settings.smooth_update else 1e-2
+    np.testing.assert_allclose(theirs.displacement(), ours.displacement(), atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 8), (7, 1, 9), (8, 5, 1), (1, 1, 1)])
+@pytest.mark.parametrize("metric", ["lncc", "mind"])
+def test_volumes_one_voxel_thin_move_alike(metric, shape):
+    thin = Pair(
+        texture((9, 9, 9))[: shape[0], : shape[1], : shape[2]],
+        texture((9, 9, 9), 1)[: shape[0], : shape[1], : shape[2]],
+        NO_WEIGHT,
+    )
+    ours, theirs = (
+        engine(thin, fractional(shape, reach=1), Settings(), metric) for engine in (NumbaEngine, TorchEngine)
+    )
+    for _ in range(2):
+        assert ours.step() == pytest.approx(float(theirs.step()), rel=1e-4, abs=1e-6)
+    np.testing.assert_allclose(theirs.displacement(), ours.displacement(), atol=2e-3)
 
 
 @pytest.mark.parametrize("metric", ["lncc", "mind"])
-def test_both_engines_take_the_same_first_steps(metric):
-    settings = Settings(guide=True)
-    u = np.full((3, *SHAPE), 0.4, np.float32) + 0.05 * random_displacement(SHAPE, sigma=2)
-    u *= (np.arange(3) * 0.2 + 0.6)[:, None, None, None].astype(np.float32)
-    both = pair(True)
-    ours, theirs = NumbaEngine(both, u, settings, metric), TorchEngine(both, u, settings, metric)
+def test_constant_images_leave_the_start_alone_to_the_last_bit(metric):
+    flat, start = np.ones(SHAPE, np.float32), fractional(SHAPE, reach=1)
+    engine = TorchEngine(Pair(flat, flat, NO_WEIGHT), start, Settings(), metric)
     for _ in range(2):
-        assert ours.step() == pytest.approx(theirs.step(), rel=1e-3)
-    core = (slice(None), *(slice(3, -3),) * 3)
-    gap = np.abs(ours.displacement() - theirs.displacement())[core]
-    assert np.median(gap) < 2e-3 and np.abs(ours.displacement() - u).max() > 0.3
+        assert np.isfinite(float(engine.step()))
+    np.testing.assert_array_equal(engine.displacement(), start)
+
+
+def test_an_iteration_never_reads_a_number_back_from_the_device(monkeypatch):
+    """Which would make the processor wait; `meta` tensors have no numbers to read."""
+    for metric in ("lncc", "mind"):
+        both = pair(weighted=True)
+        engine = TorchEngine(both, fractional(SHAPE), Settings(guide=True), metric)
+        for name, value in vars(engine).items():
+            if isinstance(value, torch.Tensor):
+                setattr(engine, name, value.to("meta"))
+            elif isinstance(value, torch_steps.Moments):
+                setattr(engine, name, torch_steps.Moments(*(part.to("meta") for part in value)))
+        for _ in range(2):
+            assert engine.step().shape == ()
 
 
 def test_a_step_of_the_engine_is_the_scheme_written_plainly():
@@ -101,7 +129,7 @@ def test_a_step_of_the_engine_is_the_scheme_written_plainly():
 @pytest.mark.parametrize("sigma", [0.0, 0.7, 1.73])
 def test_torch_smoothing_is_the_numba_smoothing(sigma):
     field = np.random.default_rng(0).normal(size=(3, 8, 9, 10)).astype(np.float32)
-    theirs = smooth(torch.from_numpy(field)[None], sigma)[0].numpy()
+    theirs = torch_steps.smooth(torch.from_numpy(field), torch.from_numpy(fields.gaussian_taps(sigma))).numpy()
     np.testing.assert_allclose(theirs, fields.smooth(field, sigma), atol=1e-5)
 
 

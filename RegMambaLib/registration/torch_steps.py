@@ -1,0 +1,203 @@
+"""The steps of refinement as whole-volume torch operations, for any device; `triton_steps` fuses them.
+
+Everything is float32 on one device: volumes (k, j, i), displacements, forces and steps (3, k, j, i) in voxels.
+Nothing waits for the device: a sum or a maximum that a later step needs stays there, as a 0-d tensor. Only indexing and
+arithmetic are used: torch for Metal has no gradient of 3-D `grid_sample`, and CUDA may convolve with 10 bits (TF32).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..losses.boxes import box_sum
+from .refine import ADAM_BETAS, LNCC_EPSILON
+
+
+class Moments(NamedTuple):
+    """Window sums of the fixed image and of its squared deviation from the window's mean, (k, j, i)."""
+
+    total: torch.Tensor
+    variance: torch.Tensor
+
+
+class Cell(NamedTuple):
+    """The eight voxels around the position x + u(x) of every voxel x, (k, j, i) each.
+
+    Attributes:
+        rows: flat indices at which the rows (z0, y0), (z0, y1), (z1, y0), (z1, y1) begin.
+        columns: x0, x1.
+        fraction: where the position lies between them along z, y and x, 0 to 1.
+    """
+
+    rows: list[torch.Tensor]
+    columns: list[torch.Tensor]
+    fraction: list[torch.Tensor]
+
+
+def fixed_moments(fixed: torch.Tensor, radius: int) -> Moments:
+    """For windows of side 2 radius + 1, zeros outside."""
+    total, squares = box_sum(torch.stack([fixed, fixed**2]), radius)
+    return Moments(total, (squares - total**2 / (2 * radius + 1) ** 3).clamp_min(0))
+
+
+def lncc_force(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    u: torch.Tensor,
+    moments: Moments,
+    weight: torch.Tensor | None,
+    radius: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of the summed squared LNCC with respect to u, and that sum; the mathematics are in `lncc_kernels`.
+
+    Args:
+        moments: of the fixed image, for the same radius.
+        weight: (k, j, i), what each window counts; None: all count 1.
+    """
+    warped, slopes = _warp(moving, locate(u))
+    per_voxel = 1 / (2 * radius + 1) ** 3
+    total, squares, products = box_sum(torch.stack([warped, warped**2, warped * fixed]), radius)
+    cross = products - moments.total * total * per_voxel
+    scale = 1 / (moments.variance * (squares - total**2 * per_voxel).clamp_min(0) + LNCC_EPSILON)
+    ratio = cross * scale if weight is None else weight * cross * scale
+    a = 2 * ratio
+    b = a * cross * scale * moments.variance
+    c = (b * total - a * moments.total) * per_voxel
+    a, b, c = box_sum(torch.stack([a, b, c]), radius)
+    return slopes.mul_(fixed * a - warped * b + c), (ratio * cross).sum()
+
+
+def channel_force(
+    fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Downhill direction of the squared difference of (c, k, j, i) features, and minus the weighted sum of it."""
+    cell = locate(u)
+    force, loss = torch.zeros_like(u), torch.zeros_like(fixed[0])
+    for own, other in zip(fixed, moving, strict=True):
+        warped, slopes = _warp(other, cell)
+        gap = own - warped
+        loss.addcmul_(gap, gap)
+        force.addcmul_(slopes, gap)
+    if weight is not None:
+        force, loss = force * weight, loss * weight
+    return force, -loss.sum()
+
+
+def label_force(fixed: torch.Tensor, moving: torch.Tensor, count: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Gradient of the mean soft Dice of all labels but 0 with respect to u; see `kernels.label_force`.
+
+    Args:
+        fixed, moving: int64 classes, (k, j, i).
+        count: voxels of every class of the fixed map, float32.
+    """
+    cell, flat = locate(u), moving.flatten()
+    size, overlap = count.clone(), torch.zeros_like(count)
+    for corner in range(8):
+        label, (z, y, x), _ = _corner(flat, cell, corner)
+        share = z * y * x
+        size.index_add_(0, label.flatten(), share.flatten())
+        overlap.index_add_(0, label.flatten(), (share * (label == fixed)).flatten())
+    gain = torch.where(size > 0, 2 / size, 0.0)
+    loss = torch.where(size > 0, -2 * overlap / size**2, 0.0)
+    gain[0] = loss[0] = 0
+    force = torch.zeros_like(u)
+    for corner in range(8):
+        label, (z, y, x), (dz, dy, dx) = _corner(flat, cell, corner)
+        pull = loss[label] + gain[label] * (label == fixed)
+        force[0] += pull * dz * y * x
+        force[1] += pull * z * dy * x
+        force[2] += pull * z * y * dx
+    return force
+
+
+def smooth(field: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """Separable smoothing of (c, k, j, i) with an odd number of symmetric taps; borders repeat."""
+    radius = taps.numel() // 2
+    if radius == 0:
+        return field
+    for axis in (1, 2, 3):
+        size = field.shape[axis]
+        edges = [field.narrow(axis, at, 1).expand(*(radius if n == axis else -1 for n in range(4))) for at in (0, -1)]
+        padded = torch.cat([edges[0], field, edges[1]], axis)
+        field = field * taps[radius]
+        for t in (t for t in range(2 * radius + 1) if t != radius):
+            field.addcmul_(padded.narrow(axis, t, size), taps[t])
+    return field
+
+
+def adam(
+    gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, iteration: int, floor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adam's direction (Kingma and Ba 2015) and its largest length; the moments are updated in place.
+
+    Args:
+        iteration: from 1, for the correction of the moments' bias.
+        floor: 0-d, added to the root of the second moment.
+    """
+    beta1, beta2 = ADAM_BETAS
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    direction = first / (1 - beta1**iteration) / ((second / (1 - beta2**iteration)).sqrt_() + floor)
+    return direction, direction.square().sum(0).amax().sqrt()
+
+
+def compose(u: torch.Tensor, direction: torch.Tensor, largest: torch.Tensor, size: float) -> torch.Tensor:
+    """u o (id + v) + v, where v is the direction scaled so that its largest length is `size` voxels.
+
+    With a largest length of 0 this is u itself.
+    """
+    v = direction * torch.where(largest > 0, size / largest, 0.0)
+    cell = locate(v)
+    return torch.stack([_sample(channel, cell) for channel in u]).add_(v)
+
+
+def locate(u: torch.Tensor) -> Cell:
+    """The cells of the positions x + u(x), clamped to the volume; outside, both voxels of an axis are the border's."""
+    low, high, fraction = [], [], []
+    for axis, size in enumerate(u.shape[1:]):
+        index = torch.arange(size, device=u.device, dtype=u.dtype).view([-1 if n == axis else 1 for n in range(3)])
+        position = u[axis] + index
+        inside = position.clamp(0, size - 1)
+        below = inside.long()
+        low.append(below)
+        high.append(torch.where(position < 0, below, (below + 1).clamp_max(size - 1)))
+        fraction.append(inside - below)
+    _, height, width = u.shape[1:]
+    rows = [(z * height + y) * width for z in (low[0], high[0]) for y in (low[1], high[1])]
+    return Cell(rows, [low[2], high[2]], fraction)
+
+
+def _rows(volume: torch.Tensor, cell: Cell) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The volume on the cell's four rows at the position's x, and the slopes along x there."""
+    flat, (start, stop) = volume.flatten(), cell.columns
+    first = [flat[row + start] for row in cell.rows]
+    slopes = [flat[row + stop] - value for row, value in zip(cell.rows, first, strict=True)]
+    return [torch.addcmul(value, slope, cell.fraction[2]) for value, slope in zip(first, slopes, strict=True)], slopes
+
+
+def _sample(volume: torch.Tensor, cell: Cell) -> torch.Tensor:
+    """The volume at the positions, trilinear."""
+    (a, b, c, d), _ = _rows(volume, cell)
+    z, y, _ = cell.fraction
+    below, above = torch.addcmul(a, b - a, y), torch.addcmul(c, d - c, y)
+    return torch.addcmul(below, above - below, z)
+
+
+def _warp(volume: torch.Tensor, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+    """The volume at the positions, trilinear, and its slopes there along z, y and x, (3, k, j, i)."""
+    (a, b, c, d), (da, db, dc, dd) = _rows(volume, cell)
+    z, y, _ = cell.fraction
+    below, above = torch.addcmul(a, b - a, y), torch.addcmul(c, d - c, y)
+    along_z, along_y = above - below, torch.lerp(b - a, d - c, z)
+    along_x = torch.lerp(torch.lerp(da, db, y), torch.lerp(dc, dd, y), z)
+    return torch.addcmul(below, along_z, z), torch.stack([along_z, along_y, along_x])
+
+
+def _corner(flat: torch.Tensor, cell: Cell, corner: int) -> tuple[torch.Tensor, list[torch.Tensor], list[float]]:
+    """The label at one corner of the cells, its trilinear weight along each axis, and the slope of each (+-1)."""
+    sides = corner >> 2 & 1, corner >> 1 & 1, corner & 1
+    label = flat[cell.rows[corner >> 1] + cell.columns[corner & 1]]
+    weights = [part if side else 1 - part for part, side in zip(cell.fraction, sides, strict=True)]
+    return label, weights, [1.0 if side else -1.0 for side in sides]

@@ -1,0 +1,156 @@
+"""The steps of refinement as fused Triton kernels: `torch_steps` with the same functions, on an NVIDIA or AMD GPU.
+
+What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours, slabs of
+the window and of the taps are read again from the caches): LNCC 47 (warp 5, three passes over the products 5 + 6 + 8,
+three over the coefficients 6 + 6 + 11; 1 more with a weight), smoothing the force 18, Adam 18, composition 9, smoothing
+the displacement 18. Together 110 volumes or 440 bytes per voxel: 2.2 GB for 160 x 192 x 160 voxels. MIND-SSC takes 30
+in place of 47. At its peak, an iteration holds about 25 volumes (0.5 GB there), and 24 more with MIND-SSC.
+
+With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+from . import torch_steps, triton_fields, triton_forces
+from .refine import ADAM_BETAS, LNCC_EPSILON
+from .torch_steps import Moments, label_force
+
+__all__ = ["adam", "channel_force", "compose", "label_force", "lncc_force", "smooth"]
+
+BLOCK = 512  # voxels of a program: four per thread
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels, so that they run on CPU tensors."""
+    return not isinstance(triton_fields.adam, triton.JITFunction)
+
+
+def check() -> None:
+    """Run every kernel on a few voxels. Raises whatever keeps them from working, and RuntimeError for wrong results."""
+    if not interpreted() and not torch.cuda.is_available():
+        raise RuntimeError("torch sees no CUDA device")
+    values = torch.rand(15, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    volumes = values.to("cpu" if interpreted() else "cuda")
+    fixed, moving, weight = volumes[:3]
+    u, first, second, direction = (0.2 + 0.6 * part for part in volumes[3:].split(3))
+    scalar = fixed[0, 0, 0]
+    examples: dict[str, tuple[Any, ...]] = {
+        "lncc_force": (fixed, moving, u, torch_steps.fixed_moments(fixed, 1), weight, 1),
+        "channel_force": (first, second, u, None),
+        "smooth": (u, scalar.new_tensor([0.25, 0.5, 0.25])),
+        "adam": (direction, first, second, 2, scalar),
+        "compose": (u, direction, scalar, 0.7),
+    }
+    for name, inputs in examples.items():
+        theirs = getattr(torch_steps, name)(*(_copied(value) for value in inputs))
+        ours = globals()[name](*inputs)
+        for one, other in zip(_pair(ours), _pair(theirs), strict=True):
+            if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())):
+                raise RuntimeError(f"{name} by Triton differs from that by torch")
+
+
+def lncc_force(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    u: torch.Tensor,
+    moments: Moments,
+    weight: torch.Tensor | None,
+    radius: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `torch_steps.lncc_force`."""
+    run = _Run(fixed)
+    warped, similarity = torch.empty_like(fixed), run.per_block()
+    here, there, force = torch.empty_like(u), torch.empty_like(u), torch.empty_like(u)
+    weights = _weights(weight, fixed)
+    run(triton_forces.warp, 1, moving, u, warped, run.n, *run.shape)
+    run(triton_forces.sum_products, 1, warped, fixed, here, *run.along(2), radius)
+    run(triton_forces.sum_along, 3, here, there, *run.along(1), radius)
+    scalars = weights[1], 1 / (2 * radius + 1) ** 3, LNCC_EPSILON
+    run(triton_forces.coefficients, 1, there, *moments, weights[0], here, similarity, *scalars, *run.along(0), radius)
+    run(triton_forces.sum_along, 3, here, there, *run.along(2), radius)
+    run(triton_forces.sum_along, 3, there, here, *run.along(1), radius)
+    run(triton_forces.lncc_force, 1, here, fixed, moving, u, force, *run.along(0), radius, *run.shape)
+    return force, similarity.sum()
+
+
+def channel_force(
+    fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `torch_steps.channel_force`."""
+    run = _Run(u[0])
+    force, similarity = torch.empty_like(u), run.per_block()
+    weights = _weights(weight, u)
+    sizes = len(fixed), run.n, *run.shape
+    run(triton_forces.channel_force, 1, fixed, moving, u, weights[0], force, similarity, weights[1], *sizes)
+    return force, similarity.sum()
+
+
+def smooth(field: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """See `torch_steps.smooth`."""
+    radius = taps.numel() // 2
+    if radius == 0:
+        return field
+    run = _Run(field[0])
+    for axis in (2, 1, 0):
+        out = torch.empty_like(field)
+        run(triton_fields.smooth_along, len(field), field, taps, out, *run.along(axis), radius)
+        field = out
+    return field
+
+
+def adam(
+    gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, iteration: int, floor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `torch_steps.adam`."""
+    run = _Run(gradient[0])
+    direction, squares = torch.empty_like(gradient), run.per_block()
+    corrections = [1 / (1 - beta**iteration) for beta in ADAM_BETAS]
+    run(triton_fields.adam, 1, gradient, first, second, floor, direction, squares, run.n, *ADAM_BETAS, *corrections)
+    return direction, squares.amax().sqrt()
+
+
+def compose(u: torch.Tensor, direction: torch.Tensor, largest: torch.Tensor, size: float) -> torch.Tensor:
+    """See `torch_steps.compose`."""
+    run = _Run(u[0])
+    out = torch.empty_like(u)
+    run(triton_fields.compose, 1, u, direction, largest, out, size, run.n, *run.shape)
+    return out
+
+
+class _Run:
+    """Launches kernels over the voxels of a volume (k, j, i)."""
+
+    def __init__(self, volume: torch.Tensor) -> None:
+        self.volume, self.shape, self.n = volume, volume.shape, volume.numel()
+        self.blocks = triton.cdiv(self.n, BLOCK)
+
+    def __call__(self, kernel: Any, stack: int, *arguments: Any) -> None:
+        """Launch on a stack of volumes, each (`stack` of them) in programs of its own."""
+        with torch.cuda.device_of(self.volume):
+            kernel[(self.blocks, stack)](*arguments, BLOCK=BLOCK, enable_fp_fusion=True)
+
+    def along(self, axis: int) -> tuple[int, int, int]:
+        """n, size and stride of a pass along an axis."""
+        return self.n, self.shape[axis], self.shape[axis + 1 :].numel()
+
+    def per_block(self) -> torch.Tensor:
+        """Room for one number of every block."""
+        return self.volume.new_empty(self.blocks)
+
+
+def _weights(weight: torch.Tensor | None, like: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The weights and the step from one voxel's to the next: a single 1 does for all."""
+    return (like.new_ones(1), 0) if weight is None else (weight, 1)
+
+
+def _pair(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,141 @@
+"""The Triton steps of refinement against those of torch and against the numba engine. test_registration_triton.py runs
+this file in a process of its own, since Triton decides at its first import whether it interprets: in the interpreter
+(TRITON_INTERPRET=1), which is slow, hence the sizes; and on the GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_registration_engines import CASES
+from test_registration_kernels import fractional, label_map, texture
+
+from RegMambaLib.registration import engine_torch, torch_steps, triton_steps
+from RegMambaLib.registration.engine_numba import NumbaEngine
+from RegMambaLib.registration.engine_torch import TorchEngine
+from RegMambaLib.registration.refine import Pair
+from RegMambaLib.spatial.fields import gaussian_taps
+
+INTERPRETED = triton_steps.interpreted()
+DEVICE = "cpu" if INTERPRETED else "cuda"
+SHAPE = (7, 9, 6)
+SHAPES = [SHAPE, (1, 8, 5), (6, 1, 7), (9, 4, 1), (1, 1, 1)]
+TOLERANCE = 1e-5  # of the largest element; 1e-4 for LNCC, which divides by variances
+
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Few voxels must do for several programs, the last of them partly empty."""
+    monkeypatch.setattr(triton_steps, "BLOCK", 128)
+
+
+def volume(shape, seed=0):
+    """Smooth texture, cut from a volume that is at least 9 voxels wide."""
+    cut = texture(tuple(max(n, 9) for n in shape), seed)[tuple(slice(n) for n in shape)]
+    return torch.from_numpy(np.ascontiguousarray(cut)).to(DEVICE)
+
+
+def field(shape, seed=0, reach=2):
+    return torch.from_numpy(fractional(shape, seed, reach)).to(DEVICE)
+
+
+def assert_same(name, *inputs, tolerance=TOLERANCE):
+    """The step's results and what it does to its inputs, by Triton and by torch."""
+    copies = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
+    ours, theirs = getattr(triton_steps, name)(*inputs), getattr(torch_steps, name)(*copies)
+    ours, theirs = (result if isinstance(result, tuple) else (result,) for result in (ours, theirs))
+    changed = [(a, b) for a, b in zip(inputs, copies, strict=True) if isinstance(a, torch.Tensor)]
+    for one, other in [*zip(ours, theirs, strict=True), *changed]:
+        assert one.shape == other.shape and torch.isfinite(one).all()
+        assert (one - other).abs().max() <= tolerance * other.abs().max(), name
+
+
+@shapes
+@pytest.mark.parametrize(("window", "weighted"), [(3, False), (5, True), (7, False)])
+def test_the_lncc_force_equals_that_of_torch(shape, window, weighted):
+    fixed, moving, weight = volume(shape), volume(shape, 1), volume(shape, 2) if weighted else None
+    moments = torch_steps.fixed_moments(fixed, window // 2)
+    assert_same("lncc_force", fixed, moving, field(shape), moments, weight, window // 2, tolerance=1e-4)
+
+
+@shapes
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_force_of_features_equals_that_of_torch(shape, weighted):
+    fixed, moving = (torch.stack([volume(shape, seed + n) for n in range(3)]) for seed in (0, 5))
+    assert_same("channel_force", fixed, moving, field(shape), volume(shape, 9) if weighted else None)
+
+
+@shapes
+@pytest.mark.parametrize("sigma", [0.0, 0.8, 2.1])
+def test_smoothing_equals_that_of_torch(shape, sigma):
+    assert_same("smooth", field(shape), torch.from_numpy(gaussian_taps(sigma)).to(DEVICE))
+
+
+@shapes
+def test_adam_equals_that_of_torch(shape):
+    floor = torch.tensor(1e-4, device=DEVICE)
+    for iteration in (1, 7):
+        assert_same("adam", field(shape), field(shape, 1), field(shape, 2).square(), iteration, floor)
+
+
+@shapes
+def test_composition_equals_that_of_torch(shape):
+    for largest in (2.5, 0.0):
+        assert_same("compose", field(shape), field(shape, 1), torch.tensor(largest, device=DEVICE), 0.7)
+
+
+def test_positions_on_voxels_and_beyond_the_borders_take_the_same_slopes():
+    u = torch.from_numpy(np.random.default_rng(0).integers(-8, 9, (3, *SHAPE)).astype(np.float32)).to(DEVICE)
+    features = volume(SHAPE)[None], volume(SHAPE, 1)[None]
+    assert_same("channel_force", *features, u, None)
+    assert_same("compose", field(SHAPE), u, torch.tensor(1.0, device=DEVICE), 1.0)
+
+
+def test_constant_images_pull_nowhere():
+    flat = torch.ones(SHAPE, device=DEVICE)
+    for other in (flat, volume(SHAPE)):
+        assert_same("lncc_force", other, flat, field(SHAPE), torch_steps.fixed_moments(other, 2), None, 2)
+    force, similarity = triton_steps.lncc_force(flat, flat, field(SHAPE), torch_steps.fixed_moments(flat, 2), None, 2)
+    assert not force.any() and similarity.isfinite()
+    still, largest = triton_steps.adam(force, force.clone(), force.clone(), 1, torch.tensor(1e-20, device=DEVICE))
+    u = field(SHAPE, 3)
+    assert not largest.any() and torch.equal(triton_steps.compose(u, still, largest, 0.7), u)
+
+
+@pytest.mark.parametrize(("metric", "weighted", "settings"), CASES.values(), ids=CASES.keys())
+def test_whole_steps_equal_those_of_both_other_engines(metric, weighted, settings, monkeypatch):
+    """To 0.002 voxels; without smoothing, where Adam divides rounding errors by the floor, to 0.01."""
+    weight = texture((9, 9, 9), 5)[: SHAPE[0], : SHAPE[1], : SHAPE[2]] if weighted else np.empty((0, 0, 0), np.float32)
+    images = (volume(SHAPE, seed).cpu().numpy() for seed in (0, 1))
+    pair = Pair(*images, np.ascontiguousarray(weight), label_map(SHAPE, 4, 0), label_map(SHAPE, 4, 1), 4)
+    start = fractional(SHAPE, reach=1)
+    numba, plain = NumbaEngine(pair, start, settings, metric), TorchEngine(pair, start, settings, metric)
+    monkeypatch.setattr(engine_torch, "steps_for", lambda device: triton_steps)
+    fused = TorchEngine(pair, start, settings, metric, DEVICE)
+    for _ in range(2):
+        ours, *others = (float(engine.step()) for engine in (fused, plain, numba))
+        assert others == pytest.approx([ours] * 2, rel=1e-4)
+    tolerance = 2e-3 if settings.smooth_update else 1e-2
+    for other in (plain, numba):
+        np.testing.assert_allclose(fused.displacement(), other.displacement(), atol=tolerance)
+    assert np.abs(fused.displacement() - start).max() > 0.1
+
+
+def test_the_check_passes_and_notices_wrong_numbers(monkeypatch):
+    triton_steps.check()
+    monkeypatch.setattr(torch_steps, "compose", lambda u, *rest: u)
+    with pytest.raises(RuntimeError, match="compose"):
+        triton_steps.check()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the GPU takes the Triton kernels of its own accord")
+def test_interpreted_kernels_are_never_chosen_unasked():
+    assert engine_torch.steps_for(torch.device("cpu")) is torch_steps
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs the GPU")
+def test_the_gpu_takes_the_triton_kernels():
+    assert engine_torch.steps_for(torch.device("cuda")) is triton_steps
