@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numba
@@ -10,8 +11,12 @@ import numpy as np
 import torch
 
 from RegMambaLib.scan.numba_conv import conv_backward, conv_forward
-from RegMambaLib.scan.numba_scan import CHUNK, WIDTH, scan_backward, scan_forward
+from RegMambaLib.scan.numba_lanes import WIDTH
+from RegMambaLib.scan.numba_scan import CHUNK, scan_forward
+from RegMambaLib.scan.numba_scan_gradient import scan_backward
 from RegMambaLib.scan.traversals import Shape, Traversal
+
+_LINE = 16  # float32 values in a cache line
 
 
 def check() -> None:
@@ -68,9 +73,9 @@ class _Scan(torch.autograd.Function):
     ) -> torch.Tensor:
         images, directions, length, channels = delta.shape
         chunks = -(-length // CHUNK) if keep_states else 0
-        padded = -(-channels // WIDTH) * WIDTH
-        y = torch.empty_like(delta)
-        states = delta.new_empty(images if keep_states else 0, directions, chunks, A.shape[2], padded)
+        blocks = -(-channels // WIDTH)
+        y = _room(*delta.shape)
+        states = _room(images if keep_states else 0, directions, chunks, blocks, A.shape[2], WIDTH)
         parts = _parts(images * directions, channels)
         inputs = (u, delta, A, B, C, D, bias)
         scan_forward(*map(_array, inputs), use_softplus, plans, parts, _array(y), _array(states))
@@ -85,9 +90,9 @@ class _Scan(torch.autograd.Function):
         use_softplus, plans = ctx.options
         images, directions, _, channels = delta.shape
         parts = _parts(images * directions, channels)
-        gu, gdelta = torch.empty_like(delta), torch.empty_like(delta)
+        gu, gdelta = _room(*delta.shape), _room(*delta.shape)
         gA = A.new_empty(images, *A.shape)
-        gB, gC = B.new_empty(parts, *B.shape), B.new_empty(parts, *B.shape)
+        gB, gC = _room(parts, *B.shape), _room(parts, *B.shape)
         gD, gbias = A.new_empty(images, directions, channels), A.new_empty(images, directions, channels)
         outputs = (gu, gdelta, gA, gB, gC, gD, gbias)
         arrays = (
@@ -117,7 +122,7 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, silu: bool, plans: np.ndarray
     ) -> torch.Tensor:
-        y = x.new_empty(x.shape[0], len(plans), *x.shape[2:])
+        y = _room(x.shape[0], len(plans), *x.shape[2:])
         arrays = map(_array, (x, weight, bias))
         conv_forward(*arrays, silu, plans, _segments(x.shape[0] * len(plans), x.shape[2]), _array(y))
         ctx.save_for_backward(x, weight, bias)
@@ -131,7 +136,7 @@ class _Conv(torch.autograd.Function):
         images, directions, length, channels = gy.shape
         segments = _segments(images * directions, length)
         tasks = images * directions * segments
-        gx = torch.empty(gy.shape)
+        gx = _room(*gy.shape)
         gweight = weight.new_empty(tasks, *weight.shape[1:])
         gbias = weight.new_empty(tasks, channels)
         arrays = map(_array, (x, weight, bias))
@@ -148,6 +153,18 @@ class _Conv(torch.autograd.Function):
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """As the kernels need it; a no-op for contiguous float32."""
     return tensor.float().contiguous()
+
+
+def _room(*shape: int) -> torch.Tensor:
+    """An empty float32 tensor at the start of a cache line.
+
+    numpy asks Linux for huge pages for large arrays, torch does not: the first touch of a small page costs more than
+    the work on what it holds.
+    """
+    count = prod(shape)
+    whole = np.empty(count + _LINE, np.float32)
+    first = -(whole.ctypes.data // 4) % _LINE
+    return torch.from_numpy(whole[first : first + count].reshape(shape))
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
