@@ -38,24 +38,27 @@ def test_kernels_on_the_gpu_equal_torch_and_numba():
 
 def record(monkeypatch):
     """Every kernel with the arguments of its launches in one run of every step."""
-    from RegMambaLib.registration import triton_fields, triton_forces, triton_steps
+    from RegMambaLib.registration import triton_fields, triton_forces, triton_labels, triton_steps
 
     launches = []
     for module, names in (
         (triton_fields, ("smooth_along", "adam", "compose")),
         (triton_forces, ("warp", "sum_products", "sum_along", "coefficients", "lncc_force", "channel_force")),
+        (triton_labels, ("sum_labels", "label_force")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
     fixed, u = torch.ones(4, 4, 4), torch.ones(3, 4, 4, 4)
-    triton_steps.lncc_force(fixed, fixed, u, torch_steps.fixed_moments(fixed, 1), None, 1)
+    inside, labels = fixed > 0, fixed.int()
+    triton_steps.lncc_force(fixed, fixed, u, torch_steps.fixed_moments(fixed, 1), fixed, inside, 1)
     triton_steps.channel_force(u, u, u, fixed)
-    triton_steps.smooth(u, torch.ones(3))
+    triton_steps.label_force(labels, labels, torch.ones(2), u, inside)
+    triton_steps.smooth(u, torch.ones(3), inside)
     triton_steps.compose(u, *triton_steps.adam(u, u, u, 1, u[0, 0, 0, 0]), 0.7)
     return launches
 
 
-TYPES = {int: "i32", float: "fp32"}
+TYPES = {int: "i32", float: "fp32", torch.float32: "*fp32", torch.int32: "*i32", torch.bool: "*i1"}
 
 
 def compiled(kernel, arguments, capability):
@@ -67,11 +70,11 @@ def compiled(kernel, arguments, capability):
     types, constants = {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr:
+        if parameter.is_constexpr or value is None:
             types[parameter.name], constants[(index,)] = "constexpr", value
         else:
             assert parameter.do_not_specialize, parameter.name
-            types[parameter.name] = "*fp32" if isinstance(value, torch.Tensor) else TYPES[type(value)]
+            types[parameter.name] = TYPES[value.dtype if isinstance(value, torch.Tensor) else type(value)]
     options = {name: value for name, value in arguments.items() if name not in kernel.arg_names}
     source = ASTSource(kernel, types, constants)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -82,11 +85,12 @@ def test_every_kernel_compiles_to_machine_code_for_an_h100(monkeypatch):
     launches = record(monkeypatch)
     assert [kernel.__name__ for kernel, _ in launches] == [
         *("warp", "sum_products", "sum_along", "coefficients", "sum_along", "sum_along", "lncc_force"),
-        "channel_force",
+        *("channel_force", "sum_labels", "label_force"),
         *("smooth_along", "smooth_along", "smooth_along"),
         *("adam", "compose"),
     ]
-    for kernel, arguments in {kernel.__name__: (kernel, arguments) for kernel, arguments in launches}.values():
+    different = {(kernel.fn, arguments.get("inside") is None): (kernel, arguments) for kernel, arguments in launches}
+    for kernel, arguments in different.values():
         assert compiled(kernel, arguments, 90).asm["cubin"], kernel.__name__
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from ..losses.mind import mind_ssc
+from ..spatial import fields
 from ..spatial.fields import gaussian_taps
 from . import torch_steps
+from .engine_numba import level_spans
 from .refine import ADAM_FLOOR, Pair, total_smoothing
 from .settings import Settings
 
@@ -35,7 +37,9 @@ class TorchEngine:
         self.steps = steps_for(torch.device(device))
         self.u = put(np.asarray(start, np.float32))
         self.first, self.second = torch.zeros_like(self.u), torch.zeros_like(self.u)
-        self.weight = put(pair.weight) if pair.weight.size else None
+        inside = fields.within(level_spans(pair), self.u.shape[3])
+        self.inside = put(inside)
+        self.weight = put(pair.weight * inside if pair.weight.size else inside.astype(np.float32))
         self.fixed, self.moving = put(pair.fixed), put(pair.moving)
         self.radius = settings.window // 2
         if metric == "mind":
@@ -45,8 +49,8 @@ class TorchEngine:
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             assert pair.fixed_labels is not None and pair.moving_labels is not None
-            self.fixed_labels, self.moving_labels = put(pair.fixed_labels).long(), put(pair.moving_labels).long()
-            self.count = put(np.bincount(pair.fixed_labels.ravel(), minlength=pair.labels).astype(np.float32))
+            self.fixed_labels, self.moving_labels = put(pair.fixed_labels), put(pair.moving_labels)
+            self.count = put(np.bincount(pair.fixed_labels[inside], minlength=pair.labels).astype(np.float32))
         self.update_taps = put(gaussian_taps(settings.smooth_update))
         self.total_taps = put(gaussian_taps(total_smoothing(settings, metric)))
         self.no_smoothing = torch.zeros_like(self.total_taps)
@@ -63,13 +67,14 @@ class TorchEngine:
         force, similarity = self._image_force()
         if self.guided:
             force = self._with_labels(force)
-        force = self.steps.smooth(force, self.update_taps)
+        force = self.steps.smooth(force, self.update_taps, self.inside)
         if self.iteration == 1:
             self.floor = ADAM_FLOOR * force.abs().amax() + 1e-20
         direction, largest = self.steps.adam(force, self.first, self.second, self.iteration, self.floor)
         moved = self.steps.compose(self.u, direction, largest, self.settings.step)
-        # Where nothing pulls, u stays as it is.
-        self.u = self.steps.smooth(moved, torch.where(largest > 0, self.total_taps, self.no_smoothing))
+        # When nothing pulls anywhere, u stays as it is.
+        taps = torch.where(largest > 0, self.total_taps, self.no_smoothing)
+        self.u = self.steps.smooth(moved, taps, self.inside)
         return similarity / self.u[0].numel()
 
     def displacement(self) -> np.ndarray:
@@ -80,11 +85,12 @@ class TorchEngine:
         """Gradient of the similarity with respect to u, and the similarity."""
         if self.metric == "mind":
             return self.steps.channel_force(self.fixed, self.moving, self.u, self.weight)
-        return self.steps.lncc_force(self.fixed, self.moving, self.u, self.moments, self.weight, self.radius)
+        images = self.fixed, self.moving
+        return self.steps.lncc_force(*images, self.u, self.moments, self.weight, self.inside, self.radius)
 
     def _with_labels(self, force: torch.Tensor) -> torch.Tensor:
         """With the soft-Dice gradient, scaled to `guide_weight` times the root mean square of the image force."""
-        pull = self.steps.label_force(self.fixed_labels, self.moving_labels, self.count, self.u)
+        pull = self.steps.label_force(self.fixed_labels, self.moving_labels, self.count, self.u, self.inside)
         image, labels = torch.linalg.vector_norm(force), torch.linalg.vector_norm(pull)
         scale = torch.where(labels > 0, torch.where(image > 0, image / labels, 1.0), 0.0)
         return torch.addcmul(force, pull, self.settings.guide_weight * scale)

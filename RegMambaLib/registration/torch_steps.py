@@ -1,6 +1,7 @@
 """The steps of refinement as whole-volume torch operations, for any device; `triton_steps` fuses them.
 
-Everything is float32 on one device: volumes (k, j, i), displacements, forces and steps (3, k, j, i) in voxels.
+Everything is float32 on one device: volumes (k, j, i), displacements, forces and steps (3, k, j, i) in voxels. Only
+where `inside`, a boolean volume, anything is to move: outside the images count as 0 and forces are 0.
 Nothing waits for the device: a sum or a maximum that a later step needs stays there, as a 0-d tensor. Only indexing and
 arithmetic are used: torch for Metal has no gradient of 3-D `grid_sample`, and CUDA may convolve with 10 bits (TF32).
 """
@@ -47,74 +48,86 @@ def lncc_force(
     moving: torch.Tensor,
     u: torch.Tensor,
     moments: Moments,
-    weight: torch.Tensor | None,
+    weight: torch.Tensor,
+    inside: torch.Tensor,
     radius: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of the summed squared LNCC with respect to u, and that sum; the mathematics are in `lncc_kernels`.
 
     Args:
         moments: of the fixed image, for the same radius.
-        weight: (k, j, i), what each window counts; None: all count 1.
+        weight: (k, j, i), what each window counts; 0 outside.
     """
-    warped, slopes = _warp(moving, locate(u))
+    cell = locate(u)
+    warped, slopes = _trilinear(_corners(moving, cell), cell)
+    warped *= inside
     per_voxel = 1 / (2 * radius + 1) ** 3
     total, squares, products = box_sum(torch.stack([warped, warped**2, warped * fixed]), radius)
     cross = products - moments.total * total * per_voxel
     scale = 1 / (moments.variance * (squares - total**2 * per_voxel).clamp_min(0) + LNCC_EPSILON)
-    ratio = cross * scale if weight is None else weight * cross * scale
+    ratio = weight * cross * scale
     a = 2 * ratio
     b = a * cross * scale * moments.variance
     c = (b * total - a * moments.total) * per_voxel
     a, b, c = box_sum(torch.stack([a, b, c]), radius)
-    return slopes.mul_(fixed * a - warped * b + c), (ratio * cross).sum()
+    return slopes.mul_((fixed * a - warped * b + c) * inside), (ratio * cross).sum()
 
 
 def channel_force(
-    fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor, weight: torch.Tensor | None
+    fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Downhill direction of the squared difference of (c, k, j, i) features, and minus the weighted sum of it."""
+    """Downhill direction of the squared difference of (c, k, j, i) features, and minus the sum of it.
+
+    Both count as much as the weight (k, j, i), which is 0 outside.
+    """
     cell = locate(u)
-    force, loss = torch.zeros_like(u), torch.zeros_like(fixed[0])
+    force, loss = torch.zeros_like(u), torch.zeros_like(weight)
     for own, other in zip(fixed, moving, strict=True):
-        warped, slopes = _warp(other, cell)
+        warped, slopes = _trilinear(_corners(other, cell), cell)
         gap = own - warped
         loss.addcmul_(gap, gap)
         force.addcmul_(slopes, gap)
-    if weight is not None:
-        force, loss = force * weight, loss * weight
-    return force, -loss.sum()
+    return force.mul_(weight), -(weight * loss).sum()
 
 
-def label_force(fixed: torch.Tensor, moving: torch.Tensor, count: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+def label_force(
+    fixed: torch.Tensor, moving: torch.Tensor, count: torch.Tensor, u: torch.Tensor, inside: torch.Tensor
+) -> torch.Tensor:
     """Gradient of the mean soft Dice of all labels but 0 with respect to u; see `kernels.label_force`.
 
     Args:
-        fixed, moving: int64 classes, (k, j, i).
-        count: voxels of every class of the fixed map, float32.
+        fixed, moving: int32 classes, (k, j, i).
+        count: voxels of every class of the fixed map inside, float32.
     """
-    cell, flat = locate(u), moving.flatten()
-    size, overlap = count.clone(), torch.zeros_like(count)
-    for corner in range(8):
-        label, (z, y, x), _ = _corner(flat, cell, corner)
-        share = z * y * x
-        size.index_add_(0, label.flatten(), share.flatten())
+    cell = locate(u)
+    z, y, x = cell.fraction
+    labels = _corners(moving, cell)
+    moved, overlap = torch.zeros_like(count), torch.zeros_like(count)
+    for corner, label in enumerate(labels):
+        sides = (z, 1 - z)[corner < 4], (y, 1 - y)[corner & 2 == 0], (x, 1 - x)[corner & 1 == 0]
+        share = sides[0] * sides[1] * sides[2] * inside
+        moved.index_add_(0, label.flatten(), share.flatten())
         overlap.index_add_(0, label.flatten(), (share * (label == fixed)).flatten())
+    gain, loss = label_gains(overlap, count + moved)
+    pulls = [loss[label] + gain[label] * (label == fixed) for label in labels]
+    return _trilinear(pulls, cell)[1].mul_(inside)
+
+
+def label_gains(overlap: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a moving voxel adds to a label's Dice where the fixed label is the same, and what it costs anywhere.
+
+    Args:
+        overlap, size: the Dice of label l is 2 overlap[l] / size[l].
+    """
     gain = torch.where(size > 0, 2 / size, 0.0)
     loss = torch.where(size > 0, -2 * overlap / size**2, 0.0)
     gain[0] = loss[0] = 0
-    force = torch.zeros_like(u)
-    for corner in range(8):
-        label, (z, y, x), (dz, dy, dx) = _corner(flat, cell, corner)
-        pull = loss[label] + gain[label] * (label == fixed)
-        force[0] += pull * dz * y * x
-        force[1] += pull * z * dy * x
-        force[2] += pull * z * y * dx
-    return force
+    return gain, loss
 
 
-def smooth(field: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """Separable smoothing of (c, k, j, i) with an odd number of symmetric taps; borders repeat."""
-    radius = taps.numel() // 2
+def smooth(field: torch.Tensor, taps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Separable smoothing of (c, k, j, i) inside with an odd number of symmetric taps; borders of the volume repeat."""
+    radius, whole = taps.numel() // 2, field
     if radius == 0:
         return field
     for axis in (1, 2, 3):
@@ -124,7 +137,7 @@ def smooth(field: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
         field = field * taps[radius]
         for t in (t for t in range(2 * radius + 1) if t != radius):
             field.addcmul_(padded.narrow(axis, t, size), taps[t])
-    return field
+    return torch.where(inside, field, whole)
 
 
 def adam(
@@ -150,7 +163,7 @@ def compose(u: torch.Tensor, direction: torch.Tensor, largest: torch.Tensor, siz
     """
     v = direction * torch.where(largest > 0, size / largest, 0.0)
     cell = locate(v)
-    return torch.stack([_sample(channel, cell) for channel in u]).add_(v)
+    return torch.stack([_trilinear(_corners(channel, cell), cell)[0] for channel in u]).add_(v)
 
 
 def locate(u: torch.Tensor) -> Cell:
@@ -169,35 +182,18 @@ def locate(u: torch.Tensor) -> Cell:
     return Cell(rows, [low[2], high[2]], fraction)
 
 
-def _rows(volume: torch.Tensor, cell: Cell) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The volume on the cell's four rows at the position's x, and the slopes along x there."""
-    flat, (start, stop) = volume.flatten(), cell.columns
-    first = [flat[row + start] for row in cell.rows]
-    slopes = [flat[row + stop] - value for row, value in zip(cell.rows, first, strict=True)]
-    return [torch.addcmul(value, slope, cell.fraction[2]) for value, slope in zip(first, slopes, strict=True)], slopes
+def _corners(volume: torch.Tensor, cell: Cell) -> list[torch.Tensor]:
+    """The volume at the eight voxels, x fastest."""
+    flat = volume.flatten()
+    return [flat[row + column] for row in cell.rows for column in cell.columns]
 
 
-def _sample(volume: torch.Tensor, cell: Cell) -> torch.Tensor:
-    """The volume at the positions, trilinear."""
-    (a, b, c, d), _ = _rows(volume, cell)
-    z, y, _ = cell.fraction
-    below, above = torch.addcmul(a, b - a, y), torch.addcmul(c, d - c, y)
-    return torch.addcmul(below, above - below, z)
-
-
-def _warp(volume: torch.Tensor, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
-    """The volume at the positions, trilinear, and its slopes there along z, y and x, (3, k, j, i)."""
-    (a, b, c, d), (da, db, dc, dd) = _rows(volume, cell)
-    z, y, _ = cell.fraction
+def _trilinear(corners: list[torch.Tensor], cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is at the corners, interpolated, and its slopes along z, y and x, (3, k, j, i)."""
+    z, y, x = cell.fraction
+    da, db, dc, dd = (high - low for low, high in zip(corners[::2], corners[1::2], strict=True))
+    a, b, c, d = (torch.addcmul(low, slope, x) for low, slope in zip(corners[::2], (da, db, dc, dd), strict=True))
     below, above = torch.addcmul(a, b - a, y), torch.addcmul(c, d - c, y)
     along_z, along_y = above - below, torch.lerp(b - a, d - c, z)
     along_x = torch.lerp(torch.lerp(da, db, y), torch.lerp(dc, dd, y), z)
     return torch.addcmul(below, along_z, z), torch.stack([along_z, along_y, along_x])
-
-
-def _corner(flat: torch.Tensor, cell: Cell, corner: int) -> tuple[torch.Tensor, list[torch.Tensor], list[float]]:
-    """The label at one corner of the cells, its trilinear weight along each axis, and the slope of each (+-1)."""
-    sides = corner >> 2 & 1, corner >> 1 & 1, corner & 1
-    label = flat[cell.rows[corner >> 1] + cell.columns[corner & 1]]
-    weights = [part if side else 1 - part for part, side in zip(cell.fraction, sides, strict=True)]
-    return label, weights, [1.0 if side else -1.0 for side in sides]

@@ -35,6 +35,12 @@ def voxels(n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def only(inside, index, mask):
+    """The voxels of the mask that are inside; `inside` is a boolean volume."""
+    return mask & (tl.load(inside + index, mask=mask, other=0) != 0)
+
+
+@triton.jit
 def layer(volumes, number, n):
     """Where one volume of a stack begins; 64-bit, since a stack may hold more voxels than 32 bits count."""
     return volumes + tl.cast(number, tl.int64) * n
@@ -58,7 +64,7 @@ def split(position, size):
 
 @triton.jit
 def cell(index, dz, dy, dx, depth, height, width):
-    """The voxels and fractions around the positions index + (dz, dy, dx), for `interpolate`."""
+    """The voxels and fractions around the positions index + (dz, dy, dx), for `gather` and `trilinear`."""
     row = index // width
     z0, z1, fz = split((row // height).to(tl.float32) + dz, depth)
     y0, y1, fy = split((row % height).to(tl.float32) + dy, height)
@@ -68,22 +74,38 @@ def cell(index, dz, dy, dx, depth, height, width):
 
 
 @triton.jit
-def interpolate(volume, where, mask):
-    """The volume in the cells `where`, trilinear, and its slopes along z, y and x there."""
-    row_a, row_b, row_c, row_d, x0, x1, fz, fy, fx = where
-    a = tl.load(volume + row_a + x0, mask=mask, other=0.0)
-    b = tl.load(volume + row_b + x0, mask=mask, other=0.0)
-    c = tl.load(volume + row_c + x0, mask=mask, other=0.0)
-    d = tl.load(volume + row_d + x0, mask=mask, other=0.0)
-    da = tl.load(volume + row_a + x1, mask=mask, other=0.0) - a
-    db = tl.load(volume + row_b + x1, mask=mask, other=0.0) - b
-    dc = tl.load(volume + row_c + x1, mask=mask, other=0.0) - c
-    dd = tl.load(volume + row_d + x1, mask=mask, other=0.0) - d
-    a, b, c, d = a + da * fx, b + db * fx, c + dc * fx, d + dd * fx
+def gather(volume, where, mask):
+    """The volume at the eight voxels of the cells `where`, x fastest."""
+    row_a, row_b, row_c, row_d, x0, x1, _, _, _ = where
+    return (
+        tl.load(volume + row_a + x0, mask=mask, other=0),
+        tl.load(volume + row_a + x1, mask=mask, other=0),
+        tl.load(volume + row_b + x0, mask=mask, other=0),
+        tl.load(volume + row_b + x1, mask=mask, other=0),
+        tl.load(volume + row_c + x0, mask=mask, other=0),
+        tl.load(volume + row_c + x1, mask=mask, other=0),
+        tl.load(volume + row_d + x0, mask=mask, other=0),
+        tl.load(volume + row_d + x1, mask=mask, other=0),
+    )
+
+
+@triton.jit
+def trilinear(values, where):
+    """What `gather` found, interpolated, and its slopes along z, y and x."""
+    a0, a1, b0, b1, c0, c1, d0, d1 = values
+    _, _, _, _, _, _, fz, fy, fx = where
+    da, db, dc, dd = a1 - a0, b1 - b0, c1 - c0, d1 - d0
+    a, b, c, d = a0 + da * fx, b0 + db * fx, c0 + dc * fx, d0 + dd * fx
     below, above = a + (b - a) * fy, c + (d - c) * fy
     along_y = (b - a) * (1 - fz) + (d - c) * fz
     along_x = (da * (1 - fy) + db * fy) * (1 - fz) + (dc * (1 - fy) + dd * fy) * fz
     return below + (above - below) * fz, above - below, along_y, along_x
+
+
+@triton.jit
+def interpolate(volume, where, mask):
+    """The volume in the cells `where`, trilinear, and its slopes there; 0 where masked."""
+    return trilinear(gather(volume, where, mask), where)
 
 
 @triton.jit
@@ -96,14 +118,20 @@ def displaced(u, index, n, depth, height, width, mask):
 
 
 @kernel
-def smooth_along(field, taps, out, n, size, stride, radius, BLOCK: tl.constexpr):
-    """One axis of a separable smoothing of (c, k, j, i); borders repeat. Grid: (blocks, c)."""
+def smooth_along(field, taps, whole, inside, out, n, size, stride, radius, BLOCK: tl.constexpr):
+    """One axis of a separable smoothing of (c, k, j, i); borders repeat. Grid: (blocks, c).
+
+    The last axis is given `inside`, and `whole` before any smoothing, which is kept elsewhere; the others have None.
+    """
     index, mask = voxels(n, BLOCK)
     source, place = layer(field, tl.program_id(1), n), index // stride % size
+    here = mask if inside is None else only(inside, index, mask)
     total = tl.zeros([BLOCK], tl.float32)
     for shift in range(-radius, radius + 1):
         step = tl.minimum(tl.maximum(place + shift, 0), size - 1) - place
-        total += tl.load(taps + radius + shift) * tl.load(source + index + step * stride, mask=mask, other=0.0)
+        total += tl.load(taps + radius + shift) * tl.load(source + index + step * stride, mask=here, other=0.0)
+    if inside is not None:
+        total += tl.load(layer(whole, tl.program_id(1), n) + index, mask=mask & ~here, other=0.0)
     tl.store(layer(out, tl.program_id(1), n) + index, total, mask=mask)
 
 

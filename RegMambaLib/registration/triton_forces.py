@@ -12,14 +12,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_fields import displaced, interpolate, kernel, layer, near, voxels
+from .triton_fields import displaced, interpolate, kernel, layer, near, only, voxels
 
 
 @kernel
-def warp(moving, u, out, n, depth, height, width, BLOCK: tl.constexpr):
-    """out = moving(x + u(x)), trilinear."""
+def warp(moving, u, inside, out, n, depth, height, width, BLOCK: tl.constexpr):
+    """out = moving(x + u(x)), trilinear, and 0 where not inside."""
     index, mask = voxels(n, BLOCK)
-    value, _, _, _ = interpolate(moving, displaced(u, index, n, depth, height, width, mask), mask)
+    here = only(inside, index, mask)
+    value, _, _, _ = interpolate(moving, displaced(u, index, n, depth, height, width, here), here)
     tl.store(out + index, value, mask=mask)
 
 
@@ -66,12 +67,11 @@ def sum_three(volumes, index, mask, place, n, size, stride, radius, BLOCK: tl.co
 @kernel
 def coefficients(
     sums, fixed_sum, fixed_variance, weight, out, similarity,
-    weight_step, per_voxel, epsilon, n, size, stride, radius, BLOCK: tl.constexpr,
+    per_voxel, epsilon, n, size, stride, radius, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The last axis of the sums of `sum_products`, and from them a, b, c: what the windows add to the gradient.
 
-    A window adds a F(y) - b M(y) + c to the derivative by M(y). weight: (k, j, i) with weight_step 1, or a single
-    value with weight_step 0. `similarity` takes the sum of each block.
+    A window of weight w adds a F(y) - b M(y) + c to the derivative by M(y). `similarity` takes the sum of each block.
     """
     index, mask = voxels(n, BLOCK)
     total, squares, products = sum_three(sums, index, mask, index // stride % size, n, size, stride, radius, BLOCK)
@@ -79,7 +79,7 @@ def coefficients(
     own_variance = tl.load(fixed_variance + index, mask=mask, other=0.0)
     cross = products - own_sum * total * per_voxel
     scale = 1 / (own_variance * tl.maximum(squares - total * total * per_voxel, 0.0) + epsilon)
-    ratio = tl.load(weight + index * weight_step, mask=mask, other=0.0) * cross * scale
+    ratio = tl.load(weight + index, mask=mask, other=0.0) * cross * scale
     a = 2 * ratio
     b = a * cross * scale * own_variance
     tl.store(out + index, a, mask=mask)
@@ -90,13 +90,14 @@ def coefficients(
 
 @kernel
 def lncc_force(
-    sums, fixed, moving, u, out, n, size, stride, radius, depth, height, width, BLOCK: tl.constexpr
+    sums, fixed, moving, u, inside, out, n, size, stride, radius, depth, height, width, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The last axis of the sums of a, b, c, and the gradient with respect to u: out (3, k, j, i)."""
+    """The last axis of the sums of a, b, c, and the gradient with respect to u: out (3, k, j, i), 0 outside."""
     index, mask = voxels(n, BLOCK)
-    a, b, c = sum_three(sums, index, mask, index // stride % size, n, size, stride, radius, BLOCK)
-    value, dz, dy, dx = interpolate(moving, displaced(u, index, n, depth, height, width, mask), mask)
-    pull = a * tl.load(fixed + index, mask=mask, other=0.0) - b * value + c
+    here = only(inside, index, mask)
+    a, b, c = sum_three(sums, index, here, index // stride % size, n, size, stride, radius, BLOCK)
+    value, dz, dy, dx = interpolate(moving, displaced(u, index, n, depth, height, width, here), here)
+    pull = a * tl.load(fixed + index, mask=here, other=0.0) - b * value + c
     tl.store(out + index, pull * dz, mask=mask)
     tl.store(layer(out, 1, n) + index, pull * dy, mask=mask)
     tl.store(layer(out, 2, n) + index, pull * dx, mask=mask)
@@ -104,7 +105,7 @@ def lncc_force(
 
 @kernel
 def channel_force(
-    fixed, moving, u, weight, out, similarity, weight_step, channels, n, depth, height, width, BLOCK: tl.constexpr
+    fixed, moving, u, weight, out, similarity, channels, n, depth, height, width, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Downhill direction of the squared difference of (c, k, j, i) features; `similarity` takes minus its sums."""
     index, mask = voxels(n, BLOCK)
@@ -118,7 +119,7 @@ def channel_force(
         gz += gap * dz
         gy += gap * dy
         gx += gap * dx
-    w = tl.load(weight + index * weight_step, mask=mask, other=0.0)
+    w = tl.load(weight + index, mask=mask, other=0.0)
     tl.store(out + index, w * gz, mask=mask)
     tl.store(layer(out, 1, n) + index, w * gy, mask=mask)
     tl.store(layer(out, 2, n) + index, w * gx, mask=mask)

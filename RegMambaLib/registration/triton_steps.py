@@ -1,10 +1,11 @@
 """The steps of refinement as fused Triton kernels: `torch_steps` with the same functions, on an NVIDIA or AMD GPU.
 
-What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours, slabs of
-the window and of the taps are read again from the caches): LNCC 47 (warp 5, three passes over the products 5 + 6 + 8,
-three over the coefficients 6 + 6 + 11; 1 more with a weight), smoothing the force 18, Adam 18, composition 9, smoothing
-the displacement 18. Together 110 volumes or 440 bytes per voxel: 2.2 GB for 160 x 192 x 160 voxels. MIND-SSC takes 30
-in place of 47. At its peak, an iteration holds about 25 volumes (0.5 GB there), and 24 more with MIND-SSC.
+What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours along an
+axis and in a cell are read again from the caches): LNCC 48 (warp 5; three passes over the products 5, 6 and 9; three
+over the coefficients 6, 6 and 11), smoothing the force 18, Adam 18, composition 9, smoothing the displacement 18, and
+1 for `inside`. Together 112 volumes or 448 bytes per voxel: 2.2 GB for 160 x 192 x 160 voxels, less where voxels are
+not inside. MIND-SSC has 31 in place of 48; labels add 13. The most that is held at once is 30 volumes (0.6 GB there),
+24 more with MIND-SSC. An iteration is 19 launches or so, of which none waits for another's result on the host.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
 """
@@ -16,11 +17,9 @@ from typing import Any
 import torch
 import triton
 
-from . import torch_steps, triton_fields, triton_forces
+from . import torch_steps, triton_fields, triton_forces, triton_labels
 from .refine import ADAM_BETAS, LNCC_EPSILON
-from .torch_steps import Moments, label_force
-
-__all__ = ["adam", "channel_force", "compose", "label_force", "lncc_force", "smooth"]
+from .torch_steps import Moments, label_gains
 
 BLOCK = 512  # voxels of a program: four per thread
 
@@ -37,12 +36,16 @@ def check() -> None:
     values = torch.rand(15, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     volumes = values.to("cpu" if interpreted() else "cuda")
     fixed, moving, weight = volumes[:3]
+    inside = weight > 0.1
+    weight *= inside
+    labels, count = [(3 * volume).int() for volume in (fixed, moving)], weight.new_tensor([9.0, 40.0, 50.0])
     u, first, second, direction = (0.2 + 0.6 * part for part in volumes[3:].split(3))
     scalar = fixed[0, 0, 0]
     examples: dict[str, tuple[Any, ...]] = {
-        "lncc_force": (fixed, moving, u, torch_steps.fixed_moments(fixed, 1), weight, 1),
-        "channel_force": (first, second, u, None),
-        "smooth": (u, scalar.new_tensor([0.25, 0.5, 0.25])),
+        "lncc_force": (fixed, moving, u, torch_steps.fixed_moments(fixed, 1), weight, inside, 1),
+        "channel_force": (first, second, u, weight),
+        "label_force": (*labels, count, u, inside),
+        "smooth": (u, scalar.new_tensor([0.25, 0.5, 0.25]), inside),
         "adam": (direction, first, second, 2, scalar),
         "compose": (u, direction, scalar, 0.7),
     }
@@ -59,46 +62,58 @@ def lncc_force(
     moving: torch.Tensor,
     u: torch.Tensor,
     moments: Moments,
-    weight: torch.Tensor | None,
+    weight: torch.Tensor,
+    inside: torch.Tensor,
     radius: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `torch_steps.lncc_force`."""
     run = _Run(fixed)
     warped, similarity = torch.empty_like(fixed), run.per_block()
     here, there, force = torch.empty_like(u), torch.empty_like(u), torch.empty_like(u)
-    weights = _weights(weight, fixed)
-    run(triton_forces.warp, 1, moving, u, warped, run.n, *run.shape)
+    run(triton_forces.warp, 1, moving, u, inside, warped, run.n, *run.shape)
     run(triton_forces.sum_products, 1, warped, fixed, here, *run.along(2), radius)
     run(triton_forces.sum_along, 3, here, there, *run.along(1), radius)
-    scalars = weights[1], 1 / (2 * radius + 1) ** 3, LNCC_EPSILON
-    run(triton_forces.coefficients, 1, there, *moments, weights[0], here, similarity, *scalars, *run.along(0), radius)
+    scalars = 1 / (2 * radius + 1) ** 3, LNCC_EPSILON
+    run(triton_forces.coefficients, 1, there, *moments, weight, here, similarity, *scalars, *run.along(0), radius)
     run(triton_forces.sum_along, 3, here, there, *run.along(2), radius)
     run(triton_forces.sum_along, 3, there, here, *run.along(1), radius)
-    run(triton_forces.lncc_force, 1, here, fixed, moving, u, force, *run.along(0), radius, *run.shape)
+    run(triton_forces.lncc_force, 1, here, fixed, moving, u, inside, force, *run.along(0), radius, *run.shape)
     return force, similarity.sum()
 
 
 def channel_force(
-    fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor, weight: torch.Tensor | None
+    fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `torch_steps.channel_force`."""
     run = _Run(u[0])
     force, similarity = torch.empty_like(u), run.per_block()
-    weights = _weights(weight, u)
     sizes = len(fixed), run.n, *run.shape
-    run(triton_forces.channel_force, 1, fixed, moving, u, weights[0], force, similarity, weights[1], *sizes)
+    run(triton_forces.channel_force, 1, fixed, moving, u, weight, force, similarity, *sizes)
     return force, similarity.sum()
 
 
-def smooth(field: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+def label_force(
+    fixed: torch.Tensor, moving: torch.Tensor, count: torch.Tensor, u: torch.Tensor, inside: torch.Tensor
+) -> torch.Tensor:
+    """See `torch_steps.label_force`."""
+    run, labels = _Run(u[0]), len(count)
+    sums, force = u.new_zeros(2, labels, run.blocks), torch.empty_like(u)
+    run(triton_labels.sum_labels, 1, fixed, moving, u, inside, sums, labels, run.n, *run.shape)
+    overlap, moved = sums.sum(-1)
+    gains = label_gains(overlap, count + moved)
+    run(triton_labels.label_force, 1, fixed, moving, u, inside, *gains, force, run.n, *run.shape)
+    return force
+
+
+def smooth(field: torch.Tensor, taps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """See `torch_steps.smooth`."""
-    radius = taps.numel() // 2
+    radius, whole = taps.numel() // 2, field
     if radius == 0:
         return field
     run = _Run(field[0])
-    for axis in (2, 1, 0):
+    for axis, kept in ((2, (None, None)), (1, (None, None)), (0, (whole, inside))):
         out = torch.empty_like(field)
-        run(triton_fields.smooth_along, len(field), field, taps, out, *run.along(axis), radius)
+        run(triton_fields.smooth_along, len(field), field, taps, *kept, out, *run.along(axis), radius)
         field = out
     return field
 
@@ -141,11 +156,6 @@ class _Run:
     def per_block(self) -> torch.Tensor:
         """Room for one number of every block."""
         return self.volume.new_empty(self.blocks)
-
-
-def _weights(weight: torch.Tensor | None, like: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The weights and the step from one voxel's to the next: a single 1 does for all."""
-    return (like.new_ones(1), 0) if weight is None else (weight, 1)
 
 
 def _pair(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
