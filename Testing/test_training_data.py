@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 pytest.importorskip("yaml")
 import SimpleITK as sitk
+import torch
 from fixtures.head_maps import head, lps
 from fixtures.training_runs import TINY, prepared, rows_of, silent, tiny
 
@@ -37,7 +38,12 @@ def test_a_mixture_trains_on_the_train_split_and_validates_on_the_other(tmp_path
     real = [s for s in samples if not np.isin(s.pair.moving_labels, range(101, 250)).any()]
     assert 14 < len(real) < 26 and pairs.examples(4) == 4
     arrays = {k: sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"s{k}.nii.gz"))) for k in range(6)}
-    seen = {k for s in real for k, a in arrays.items() if (a == s.pair.fixed).all() or (a == s.pair.moving).all()}
+    seen = {
+        k
+        for s in real
+        for k, a in arrays.items()
+        if (a == s.pair.fixed.numpy()).all() or (a == s.pair.moving.numpy()).all()
+    }
     assert seen == {0, 1, 2}
     assert {s.labels for s in real} == {(), (2, 300), (300, 2)}  # the second case has no labels
     trainer.run(settings, note=silent)
@@ -50,14 +56,28 @@ def test_a_mixture_trains_on_the_train_split_and_validates_on_the_other(tmp_path
     assert picture.shape[1] > 900 and len(np.unique(picture)) > 50
 
 
+def test_workers_make_the_same_samples_in_order_and_keep_one_tensor_one(tmp_path):
+    pairs = data.load_pairs(tiny(tmp_path, "losses.dice=1"))
+    pairs.to(torch.device("cpu"))
+    one_by_one, at_once = (list(data.ahead(pairs.sample, range(5), workers)) for workers in (1, 3))
+    for one, other in zip(one_by_one, at_once, strict=True):
+        assert one.number == other.number and one.labels == other.labels != ()
+        theirs = other.pair.arrays()
+        assert all((array == theirs[name]).all() for name, array in one.pair.arrays().items())
+        # The smoke run shows both images in one contrast.
+        assert other.pair.fixed_clean is other.pair.fixed
+        moved = other.pair.to(torch.device("meta"))
+        assert moved.fixed_clean is moved.fixed and moved.fixed.device.type == "meta"
+
+
 def test_half_the_resolution_and_unequal_sizes(tmp_path):
     folder = prepared(tmp_path / "made")
     manifest = data.load_manifest(folder)
-    small = data.read_pair(manifest.case("s0"), manifest.case("s2"), shrink=2)
-    full = data.read_pair(manifest.case("s0"), manifest.case("s2"))
-    assert small.fixed.shape == small.fixed_labels.shape == (8, 9, 8) and small.fixed.dtype == np.float32
-    assert small.fixed[1, 2, 3] == pytest.approx(full.fixed[2:4, 4:6, 6:8].mean(), abs=1e-6)
-    assert set(np.unique(small.fixed_labels)) <= {0, 2, 300}
+    image, _, labels, _ = data.read_pair(manifest.case("s0"), manifest.case("s2"), shrink=2)
+    full, *_ = data.read_pair(manifest.case("s0"), manifest.case("s2"))
+    assert image.shape == labels.shape == (8, 9, 8) and image.dtype == np.float32
+    assert image[1, 2, 3] == pytest.approx(full[2:4, 4:6, 6:8].mean(), abs=1e-6)
+    assert set(np.unique(labels)) <= {0, 2, 300}
     manifest = data.load_manifest(prepared(tmp_path / "uneven", sizes=(16, 16, 14, 16, 16, 16)))
     with pytest.raises(InputError, match="s0 and s2 differ in size"):
         data.read_pair(manifest.case("s0"), manifest.case("s2"))
@@ -97,7 +117,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
 def test_a_single_direction_has_no_vote_to_weigh(tmp_path):
     options = "network.options={channels: [4, 6], directions: [hwd+], encoder_directions: [hwd+]}"
-    trainer.run(tiny(tmp_path, options, "steps=1", "losses.voting_bound=1"), note=silent)
+    trainer.run(tiny(tmp_path, options, "steps=1", "batch=8", "losses.voting_bound=1"), note=silent)
     (row,) = rows_of(tmp_path)
     assert float(row["voting_kl"]) == 0 and float(row["lncc"]) < float(row["voting_bound"]) < 1
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from scipy import ndimage
 
 from RegMambaLib.errors import InputError
@@ -63,14 +64,18 @@ FIRST_OTHER, LAST_OTHER = 101, 249
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """One anatomy: `labels` uint8 `FRAME_SHAPE`.
+    """One anatomy: `labels` uint8 `FRAME_SHAPE`, on the device that its images are made on.
 
     Of a brain they are FreeSurfer numbers below 250 and the four CSF labels above, else 101 to 249.
     """
 
     name: str
-    labels: np.ndarray
+    labels: torch.Tensor
     brain: bool = True
+
+    def to(self, device: torch.device) -> Anatomy:
+        """The anatomy on a device."""
+        return Anatomy(self.name, self.labels.to(device), self.brain)
 
 
 def _to_frame(labels: np.ndarray, name: str) -> np.ndarray:
@@ -123,7 +128,7 @@ def place_anatomy(labels: np.ndarray, name: str) -> Anatomy:
     framed = ndimage.affine_transform(
         brain, affine[:, :3], offset=affine[:, 3] - affine[:, :3] @ centre, output_shape=FRAME_SHAPE, order=0
     )
-    return Anatomy(name, _split_csf(framed))
+    return Anatomy(name, torch.from_numpy(_split_csf(framed)))
 
 
 def load_anatomies(folder: Path) -> list[Anatomy]:
@@ -160,7 +165,7 @@ def load_centred(folder: Path, voxel: float = 1.0) -> list[Anatomy]:
     return [
         Anatomy(
             name,
-            np.where(labels != 0, np.searchsorted(values, labels) + FIRST_OTHER, 0).astype(np.uint8),
+            torch.from_numpy(np.where(labels != 0, np.searchsorted(values, labels) + FIRST_OTHER, 0).astype(np.uint8)),
             brain=False,
         )
         for name, labels in framed

@@ -13,7 +13,7 @@ from typing import Any
 from RegMambaLib.errors import InputError
 from RegMambaLib.networks import NetworkConfig
 from RegMambaLib.training.datasets.manifest import KINDS
-from RegMambaLib.training.synthetic import GENERAL, SyntheticSettings
+from RegMambaLib.training.synthetic_settings import GENERAL, SyntheticSettings
 from RegMambaLib.training.tree import tree_from
 
 CONTRASTS = {"t1": SyntheticSettings(), "any": GENERAL}

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from RegMambaLib.errors import InputError
 from RegMambaLib.training.anatomy import LAST_OTHER, Anatomy, load_anatomies, load_centred
 from RegMambaLib.training.config import Prepared, Stage, Synthetic, TrainingConfig
 from RegMambaLib.training.datasets.manifest import Case, Manifest, load_manifest
-from RegMambaLib.training.synthetic import Pair, random_pair
+from RegMambaLib.training.synthetic import CPU, Pair, random_pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +46,15 @@ class Source(Protocol):
     distinct: int | None
     largest_label: int | None
 
+    def to(self, device: torch.device) -> None:
+        """Keep on this device what pairs are made from."""
+
     def pair(self, number: int) -> Pair:
-        """The pair of this number."""
+        """The pair of this number, on any device."""
 
 
 class SyntheticSource:
-    """Pairs rendered from label maps; their size follows the stage of the run."""
+    """Pairs rendered from label maps, on the device that these lie on; their size follows the stage of the run."""
 
     distinct: int | None = None
     # 250 and above are parts of the CSF outside, whose border is an accident of the label maps.
@@ -60,6 +64,10 @@ class SyntheticSource:
         self.share = settings.share
         self._anatomies, self._settings, self._rendering = anatomies, settings, settings.rendering()
         self._seed, self._steps, self._batch = seed, steps, batch
+        self._device = CPU
+
+    def to(self, device: torch.device) -> None:
+        self._device, self._anatomies = device, [anatomy.to(device) for anatomy in self._anatomies]
 
     def stage(self, number: int) -> Stage:
         """The stage that a pair belongs to."""
@@ -71,7 +79,14 @@ class SyntheticSource:
         rng = np.random.default_rng([self._seed, number])
         factors = rng.uniform(1 - jitter, 1 + jitter, 3)
         h, w, d = (max(1, round(n * float(factor))) for n, factor in zip(stage.shape, factors, strict=True))
-        return random_pair(self._anatomies, rng, shape=(h, w, d), spacing=stage.spacing, settings=self._rendering)
+        return random_pair(
+            self._anatomies,
+            rng,
+            shape=(h, w, d),
+            spacing=stage.spacing,
+            settings=self._rendering,
+            device=self._device,
+        )
 
 
 class PreparedSource:
@@ -85,18 +100,35 @@ class PreparedSource:
         self._shrink, self._seed = settings.shrink, seed
         self.distinct: int | None = len(self._pairs)
 
+    def to(self, device: torch.device) -> None:
+        """Nothing is kept: files are read to the CPU, and the pair then moves."""
+
     def pair(self, number: int) -> Pair:
         chosen = np.random.default_rng([self._seed, number]).integers(len(self._pairs))
-        return read_pair(*self._pairs[chosen], self._shrink)
+        fixed, moving, *labels = map(_tensor, read_pair(*self._pairs[chosen], self._shrink))
+        return Pair(fixed, moving, labels[0], labels[1], fixed, moving)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # torch can do little with the wider unsigned integers that label maps come in.
+    wide = array.dtype.kind == "u" and array.dtype != np.uint8
+    return torch.from_numpy(np.ascontiguousarray(array, np.int32 if wide else None))
 
 
 class Pairs:
-    """All sources of a run as one."""
+    """All sources of a run as one; the pairs come to the device that `to` names, at first the CPU."""
 
     def __init__(self, sources: Sequence[Source], *, seed: int, labels: int) -> None:
         self._sources = [source for source in sources if source.share > 0]
         shares = np.array([source.share for source in self._sources])
         self._shares, self._seed, self._labels = shares / shares.sum(), seed, labels
+        self.device = CPU
+
+    def to(self, device: torch.device) -> None:
+        """From now on make the pairs on this device; label maps move there once."""
+        self.device = device
+        for source in self._sources:
+            source.to(device)
 
     def examples(self, drawn: int) -> int:
         """How many different pairs there are among `drawn`, at most."""
@@ -110,12 +142,18 @@ class Pairs:
             rng = np.random.default_rng([self._seed, number, 2])
             source = self._sources[rng.choice(len(self._sources), p=self._shares)]
         pair = source.pair(number)
-        common = np.intersect1d(pair.fixed_labels, pair.moving_labels) if self._labels else np.empty(0, int)
-        common = common[common > 0]
+        common = common_labels(pair) if self._labels else np.empty(0, int)
         if source.largest_label is not None:
             common = common[common <= source.largest_label]
         order = np.random.default_rng([self._seed, number, 1]).permutation(common)
-        return Sample(number, pair, tuple(int(v) for v in order[: self._labels]))
+        return Sample(number, pair.to(self.device), tuple(int(v) for v in order[: self._labels]))
+
+
+def common_labels(pair: Pair) -> np.ndarray:
+    """The labels above 0 that both maps have, in order. A pair that is made on a GPU is waited for."""
+    fixed, moving = (labels.unique().cpu().numpy() for labels in (pair.fixed_labels, pair.moving_labels))
+    common = np.intersect1d(fixed, moving)
+    return common[common > 0]
 
 
 def load_pairs(config: TrainingConfig) -> Pairs:
@@ -145,8 +183,8 @@ def _anatomies(settings: Synthetic) -> list[Anatomy]:
     return load_anatomies(settings.labels)
 
 
-def read_pair(fixed: Case, moving: Case, shrink: int = 1) -> Pair:
-    """Images and labels of two cases; a case without labels gets empty ones.
+def read_pair(fixed: Case, moving: Case, shrink: int = 1) -> tuple[np.ndarray, ...]:
+    """Both images, then both label maps, of two cases; a case without labels gets an empty map.
 
     Raises:
         InputError: the two have different sizes, or a file is damaged.
@@ -161,7 +199,7 @@ def read_pair(fixed: Case, moving: Case, shrink: int = 1) -> Pair:
             f"The cases {fixed.id} and {moving.id} differ in size ({images[0].shape} and {images[1].shape}, labels "
             f"{labels[0].shape} and {labels[1].shape}); prepare the data set on one grid."
         )
-    return Pair(images[0], images[1], labels[0], labels[1], images[0], images[1])
+    return (*images, *labels)
 
 
 def shrunk(image: np.ndarray, factor: int) -> np.ndarray:
@@ -191,10 +229,15 @@ def trained_files(data: Sequence[Prepared]) -> dict[Path, str]:
     return forbidden
 
 
-def ahead(make: Callable[[int], Sample], numbers: Iterable[int], workers: int) -> Iterator[Sample]:
-    """The samples of these numbers, in order; while one is used, the next `workers` are made, each in a thread."""
+def ahead(
+    make: Callable[[int], Sample], numbers: Iterable[int], workers: int, device: torch.device = CPU
+) -> Iterator[Sample]:
+    """The samples of these numbers, in order; while one is used, the next `workers` are made, each in a thread.
+
+    On a GPU all threads and the training share one queue: a sample that comes may still wait in it, before its use.
+    """
     coming = iter(numbers)
-    with ThreadPoolExecutor(workers) as makers:
+    with ThreadPoolExecutor(workers, initializer=_work_for, initargs=(device,)) as makers:
         waiting = deque(makers.submit(make, number) for number in islice(coming, workers))
         try:
             while waiting:
@@ -204,3 +247,9 @@ def ahead(make: Callable[[int], Sample], numbers: Iterable[int], workers: int) -
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _work_for(device: torch.device) -> None:
+    # A thread starts with the first GPU, and would take memory there for its copies.
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,18 +31,12 @@ Tensors = dict[str, torch.Tensor]
 
 def tensors_of(sample: Sample, device: torch.device) -> Tensors:
     """A sample as the objective takes it: images (1, 1, H, W, D) float32, one-hot labels (1, K, H, W, D)."""
-    pair = sample.pair
-    images = {
-        "fixed": pair.fixed,
-        "moving": pair.moving,
-        "fixed_clean": pair.fixed_clean,
-        "moving_clean": pair.moving_clean,
-    }
-    tensors = {name: torch.from_numpy(image)[None, None] for name, image in images.items()}
+    images = ("fixed", "moving", "fixed_clean", "moving_clean")
+    tensors = {name: getattr(sample.pair, name)[None, None] for name in images}
     if sample.labels:
-        for name, labels in (("fixed_labels", pair.fixed_labels), ("moving_labels", pair.moving_labels)):
-            one_hot = np.stack([labels == value for value in sample.labels])[None].astype(np.float32)
-            tensors[name] = torch.from_numpy(one_hot)
+        for name in ("fixed_labels", "moving_labels"):
+            labels = getattr(sample.pair, name)
+            tensors[name] = torch.stack([labels == value for value in sample.labels])[None].float()
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 

@@ -166,6 +166,7 @@ class _Process:
         validation: Sequence[ValidationPair],
     ) -> None:
         self.network, self.pairs, self.config, self.fabric, self.validation = network, pairs, config, fabric, validation
+        pairs.to(fabric.device)
         if config.hardware.gradient_checkpointing:
             checkpoint_blocks(network)
         self.adam = torch.optim.Adam(network.parameters(), lr=config.optimiser.learning_rate)
@@ -219,7 +220,7 @@ class _Process:
     def _batches(self, first: int) -> Iterator[tuple[int, list[Sample]]]:
         batch, rank, processes = self.config.batch, self.fabric.global_rank, self.fabric.world_size
         numbers = range(first * batch + rank, self.config.steps * batch, processes)
-        samples = ahead(self.pairs.sample, numbers, self.config.data.workers)
+        samples = ahead(self.pairs.sample, numbers, self.config.data.workers, self.fabric.device)
         for step in range(first, self.config.steps):
             yield step, list(islice(samples, batch // processes))
 
@@ -258,7 +259,7 @@ class _Process:
 
     def _save_batch(self, step: int, samples: list[Sample]) -> Path:
         file = self.config.output / f"diverged_step{step + 1}_process{self.fabric.global_rank}.npz"
-        arrays = {f"{name}_{sample.number}": array for sample in samples for name, array in vars(sample.pair).items()}
+        arrays = {f"{name}_{s.number}": array for s in samples for name, array in s.pair.arrays().items()}
         with staged_file(file, overwrite=True) as part, part.open("wb") as stream:
             np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
         return file
@@ -269,9 +270,9 @@ class _Process:
         with self.average.held_by(self.network):
             scores = validate(self.network, self.validation[rank::processes])
             if logs is not None:
-                shown = self.validation[0] if self.validation else sample.pair
-                displacement = displacement_of(self.network, shown.fixed, shown.moving)
-                logs.example(done, shown.fixed, shown.moving, displacement)
+                shown = vars(self.validation[0]) if self.validation else sample.pair.arrays()
+                fixed, moving = shown["fixed"], shown["moving"]
+                logs.example(done, fixed, moving, displacement_of(self.network, fixed, moving))
         if not self.validation:
             return {}
         sums = np.sum([*scores, (0.0, 0.0)], axis=0) / len(self.validation)

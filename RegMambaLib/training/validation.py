@@ -62,9 +62,7 @@ def load_validation(settings: Validation, data: Data, seed: int) -> list[Validat
     if settings.manifest is not None:
         manifest = load_manifest(settings.manifest)
         for fixed, moving in manifest.pairs(settings.split, settings.kind, settings.limit or None, seed):
-            read = read_pair(fixed, moving, settings.shrink)
-            name = f"{fixed.id}<-{moving.id}"
-            pairs.append(ValidationPair(name, read.fixed, read.moving, read.fixed_labels, read.moving_labels))
+            pairs.append(ValidationPair(f"{fixed.id}<-{moving.id}", *read_pair(fixed, moving, settings.shrink)))
     for pair in pairs:
         if not common_labels(pair.fixed_labels, pair.moving_labels):
             raise InputError(f"The validation pair {pair.name} has no label in common; choose pairs with labels.")
