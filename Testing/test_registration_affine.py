@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import apply, head_points, linear, made_grid, made_head
+from conftest import DATA, apply, head_points, linear, made_grid, made_head
 
 from RegMambaLib.errors import InputError
 from RegMambaLib.registration.affine import Side, align
 from RegMambaLib.registration.preprocess import prepare
+from RegMambaLib.spatial.grid import Grid
 
 FIXED = made_grid((52, 50, 44), (3.6, 4.4, 4.0), (15, -25, 20), (-20.0, 35.0, 400.0), flip=True)
 CENTER = linear(shift=(-15.0, 30.0, 395.0))  # where the head is in fixed space
@@ -27,6 +28,18 @@ def moving_head(truth, grid=None, contrast=None):
     grid = grid or made_grid((48, 62, 50), (4.2, 3.5, 4.2), (-50, 30, 100), tuple(center))
     image = made_head(grid, lambda points: apply(to_head, points))
     return contrast(image) if contrast else image
+
+
+def cut_off(image, keep, name, padded=True):
+    """The side of an image whose field of view along k is `keep`; the rest is empty, or missing."""
+    if not padded:
+        return side(image[:, :, keep], name)
+    values = sitk.GetArrayFromImage(image)
+    seen = np.zeros_like(values)
+    seen[keep] = values[keep]
+    out = sitk.GetImageFromArray(seen)
+    out.CopyInformation(image)
+    return side(out, name)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +158,56 @@ def test_the_same_seed_gives_the_same_matrix(fixed):
     moving = side(moving_head(within(linear((10, 5, -8), (10, 0, 10)))), "moving")
     first, second = (align(fixed, moving, "affine", seed=3) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_matrix_does_not_depend_on_the_number_of_threads(fixed, threads):
+    moving = cut_off(moving_head(within(linear((10, 5, -8), (10, 0, 10)))), slice(0, 34), "moving")
+    expected = align(fixed, moving, "affine")
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    try:
+        found = align(fixed, moving, "affine")
+        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["missing", "padded"])
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [(slice(0, 44), slice(14, 32)), (slice(12, 44), slice(0, 36)), (slice(14, 26), slice(0, 50))],
+    ids=["a part in the whole", "two ends", "the whole around a part"],
+)
+def test_a_field_of_view_that_ends_within_the_head_is_recovered(here, there, padded):
+    truth = within(linear((6, -8, 5), (10, 5, 40)))
+    grid = made_grid((56, 56, 50), (4.0, 4.0, 4.0), (15, -25, 20), tuple(apply(truth, CENTER[None, :3, 3])[0]), True)
+    image = made_head(FIXED, lambda points: apply(np.linalg.inv(CENTER), points))
+    fixed = cut_off(image, here, "fixed", padded)
+    moving = cut_off(moving_head(truth, grid), there, "moving", padded)
+    assert error(align(fixed, moving, "rigid"), truth) < 2.0
+
+
+def overlap(fixed, moving, matrix):
+    """Mean Dice of the labels 1 .. 7, the moving ones brought to the fixed grid through `matrix`."""
+    through = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    moved = sitk.GetArrayFromImage(Grid.of(fixed).resample(moving, through, labels=True))
+    own = sitk.GetArrayFromImage(fixed)
+    return np.mean(
+        [2 * ((own == n) & (moved == n)).sum() / ((own == n).sum() + (moved == n).sum()) for n in range(1, 8)]
+    )
+
+
+@pytest.mark.skipif(not (DATA / "openkbp_ct").is_dir(), reason="needs the data folder, see conftest")
+@pytest.mark.parametrize(("one", "other"), [("017", "022"), ("022", "017"), ("034", "022")])
+def test_patients_of_whom_different_parts_were_scanned_are_brought_together(one, other):
+    ct, organs = (
+        [sitk.ReadImage(str(DATA / "openkbp_ct" / f"pt_{name}_{what}.nii.gz")) for name in (one, other)]
+        for what in ("ct", "oar7")
+    )
+    found = align(side(ct[0]), side(ct[1], "moving"), "affine")
+    assert overlap(*organs, found) > 0.17
 
 
 def test_progress_rises_to_one_and_may_stop_the_search(fixed):
