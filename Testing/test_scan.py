@@ -74,6 +74,7 @@ CASES = {
     "one state, axis of one voxel": (1, ("whd+", "dhw-"), (9, 1, 13), 17, 1, False),
     "several chunks and channel blocks": (2, ("dwh-",), (6, 5, 7), 40, 8, False),
     "chunks exactly full": (1, ("hdw+", "wdh-"), (4, 8, 4), 16, 4, False),
+    "odd states, several chunks, a block not full": (1, ("wdh+", "hwd-"), (5, 7, 5), 21, 5, True),
 }
 
 
@@ -84,6 +85,87 @@ def test_numba_scan_equals_the_torch_reference(case):
     options = {"delta_softplus": True, "shape": shape, "traversals": traversals}
     expected = values_and_gradients(selective_scan, tensors, **options, backend="torch")
     assert_same(expected, values_and_gradients(selective_scan, tensors, **options, backend="numba"))
+
+
+@pytest.mark.parametrize("name", ["y", "gradient of A"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_numba_gives_the_same_bits_again_and_with_any_number_of_threads(name, directions):
+    import numba
+
+    names = tuple(TRAVERSALS)[:directions]
+    tensors, threads, found = scan_inputs(1, names, (5, 6, 7), 40, 3), numba.get_num_threads(), []
+    try:
+        for count in (1, numba.config.NUMBA_NUM_THREADS, 1):
+            numba.set_num_threads(count)
+            result = values_and_gradients(
+                selective_scan, tensors, delta_softplus=True, shape=(5, 6, 7), traversals=names, backend="numba"
+            )
+            found.append(result["A" if name == "gradient of A" else name])
+    finally:
+        numba.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_token_that_is_not_finite_spoils_its_channel_from_there_on_and_nothing_else(backend, value):
+    tensors = scan_inputs(1, ("hwd+",), (1, 1, 150), 20, 3, optional=())
+    clean = selective_scan(**tensors, delta_softplus=True, backend=backend)
+    tensors["u"][0, 0, 70, 17] = value
+    spoiled = selective_scan(**tensors, delta_softplus=True, backend=backend)
+    bad = ~torch.isfinite(spoiled[0, 0])
+    assert bad[70, 17]
+    bad[70:, 17] = False
+    assert not bad.any()
+    others = torch.arange(20) != 17
+    assert torch.equal(spoiled[..., others], clean[..., others])
+    assert torch.equal(spoiled[:, :, :70], clean[:, :, :70])
+
+
+def numba_function(name):
+    """A function of `numba_math`, on float32 values one by one and on Lanes."""
+    from numba import njit
+
+    from RegMambaLib.scan import numba_lanes, numba_math
+
+    function = getattr(numba_math, name)
+    load, store = numba_lanes.load, numba_lanes.store
+
+    @njit(error_model="numpy")
+    def on_scalars(x, out):
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                out[i, j] = function(x[i, j])
+
+    @njit(error_model="numpy")
+    def on_lanes(x, out):
+        for i in range(x.shape[0]):
+            store(out, i, function(load(x, i)))
+
+    return on_scalars, on_lanes
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "beyond"),
+    [
+        ("exp", np.exp, {-np.inf: 0, -100: 0, 100: np.inf, np.inf: np.inf}),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), {-np.inf: 0, -100: 0, 100: 1, np.inf: 1}),
+        ("softplus", lambda x: np.logaddexp(0, x), {-np.inf: 0, -100: 0, 1e30: 1e30, np.inf: np.inf}),
+    ],
+)
+def test_elementary_functions_are_right_to_a_millionth_and_keep_nan(name, exact, beyond):
+    x = np.linspace(-87, 87, 16 * 1000, dtype=np.float32).reshape(-1, 16)
+    x[:500] /= 87
+    special = np.resize(np.array([np.nan, *beyond], np.float32), (1, 16))
+    for function in numba_function(name):
+        out, edge = np.empty_like(x), np.empty_like(special)
+        function(x, out)
+        function(special, edge)
+        expected = exact(x.astype(np.float64))
+        # A machine without fused multiply-add rounds the exponent first.
+        assert np.all(np.abs(out - expected) <= 1e-6 * expected * np.maximum(1, np.abs(x) / 10))
+        wanted = np.resize(np.array([np.nan, *beyond.values()], np.float32), (1, 16))
+        np.testing.assert_array_equal(edge, wanted)
 
 
 @pytest.mark.parametrize("optional", [(), ("D",), ("z",), ("delta_bias",)])

@@ -28,7 +28,7 @@ _ZERO = _f4(0)
 
 @njit(**_STRICT)
 def exp(x):
-    """e^x to 2e-7 relative: 2^k 2^r with k whole and |r| <= 1/2, 2^r = 1 + r q(r) by a minimax polynomial q.
+    """e^x to 2e-7 relative, 2e-6 at -80: 2^k 2^r with k whole and |r| <= 1/2, 2^r = 1 + r q(r), q a minimax polynomial.
 
     Below -87.7 (about 1e-38) it is 0 and above 88.4 infinite.
     """
