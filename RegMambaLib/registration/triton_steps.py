@@ -5,7 +5,7 @@ axis and in a cell are read again from the caches): LNCC 48 (warp 5; three passe
 over the coefficients 6, 6 and 11), smoothing the force 18, Adam 18, composition 9, smoothing the displacement 18, and
 1 for `inside`. Together 112 volumes or 448 bytes per voxel: 2.2 GB for 160 x 192 x 160 voxels, less where voxels are
 not inside. MIND-SSC has 31 in place of 48; labels add 13. The most that is held at once is 30 volumes (0.6 GB there),
-24 more with MIND-SSC. An iteration is 19 launches or so, of which none waits for another's result on the host.
+24 more with MIND-SSC. An iteration is about 20 launches, of which none waits for another's result on the host.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
 """
