@@ -39,6 +39,50 @@ def test_any_volume_size_trains_and_predicts(shape, batch):
     assert network.predict(*images(*shape, batch=batch))[0].shape == (batch, 3, *shape)
 
 
+@pytest.mark.parametrize(
+    "options", [{"input": "mind"}, {"mixing": "conv"}, {"matching": "concat"}, {"voting": "mean"}, {"voting": "equal"}]
+)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (12, 9, 13)])
+def test_every_choice_of_structure_trains_predicts_and_is_kept(options, shape, tmp_path):
+    network = build_network("regmamba", **SMALL, **options)
+    network(*images(*shape)).square().sum().backward()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in trained)
+    save_network(network, tmp_path / "w.safetensors")
+    again = load_network(tmp_path / "w.safetensors")
+    assert again.config == network.config
+    torch.testing.assert_close(again.predict(*images(*shape)), network.predict(*images(*shape)))
+    flow, spread = network.predict(*images(*shape), samples=2, seed=1)
+    assert flow.shape == (1, 3, *shape) and spread is not None and torch.isfinite(spread).all()
+
+
+def test_mind_input_does_not_see_a_contrast_that_is_turned_over():
+    network = build_network("regmamba", **SMALL, input="mind").eval()
+    torch.nn.init.normal_(network.heads[0].weight, std=0.05)
+    moving, fixed = images(12, 9, 13)
+    as_it_is, turned = network(moving, fixed), network(1 - moving, 0.5 * fixed)
+    torch.testing.assert_close(turned, as_it_is, rtol=1e-3, atol=1e-4)
+
+
+def test_votes_are_drawn_in_training_only_where_the_configuration_says_so():
+    for voting, changes in (("sampled", True), ("mean", False), ("equal", False)):
+        network = build_network("regmamba", **SMALL, voting=voting)
+        for head in network.heads:
+            torch.nn.init.normal_(head.weight, std=0.5)
+        first, second = network(*images(8, 8, 8)), network(*images(8, 8, 8))
+        assert torch.equal(first, second) != changes
+        assert all(posterior.post.requires_grad for posterior in network.voting) == (voting != "equal")
+
+
+@pytest.mark.parametrize("name", ["input", "mixing", "matching", "voting"])
+def test_an_unknown_structure_and_one_of_a_published_network_are_refused(name):
+    with pytest.raises(InputError, match=f"no {name} of a network"):
+        build_network("regmamba", **{name: "other"})
+    other = {"input": "mind", "mixing": "conv", "matching": "concat", "voting": "equal"}[name]
+    with pytest.raises(InputError, match=f"know no {name}"):
+        build_network("v1", **{name: other})
+
+
 def test_the_default_network_is_small_and_starts_at_the_identity():
     network = build_network()
     assert sum(parameter.numel() for parameter in network.parameters()) < 2e6

@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import apply, inside, linear, made_grid, permuted_axes, world_of
+from conftest import apply, inside, linear, made_grid, permuted_axes, smallest_determinants, world_of
 
-from RegMambaLib.registration.grid import canonical, fade, working_grid
+from RegMambaLib.registration.grid import WIDEST_FADE, canonical, fade, fade_widths, faded, padded, working_grid
 from RegMambaLib.spatial.grid import Grid
 
 TURNS = [(0, 0, 0), (12, -20, 15), (0, 0, 90), (85, 10, 5), (180, 0, 0), (40, 130, -70), (54, 54, 54)]
@@ -96,9 +96,37 @@ def test_an_empty_foreground_counts_as_the_whole_volume():
 
 
 def test_the_fade_goes_from_zero_at_the_border_to_one_inside_and_is_smooth():
-    window = fade((20, 24, 17), width=6)
+    window = fade((20, 24, 17), (6, 6, 6))
     assert window.dtype == np.float32 and window.shape == (20, 24, 17)
     assert window[0].max() == window[:, -1].max() == window[..., 0].max() == 0
     np.testing.assert_array_equal(window[6:-6, 6:-6, 6:-6], 1)
     assert max(np.abs(np.diff(window, axis=a)).max() for a in range(3)) < 0.3
     np.testing.assert_array_equal(window, window[::-1, ::-1, ::-1])
+
+
+def shifted(grid, voxels):
+    """The same displacement (k, j, i) at every voxel."""
+    return np.broadcast_to(np.array(voxels, np.float32)[:, None, None, None], (3, *grid.shape)).copy()
+
+
+def test_a_displacement_gets_as_much_room_to_fade_as_it_needs_along_each_axis():
+    grid = made_grid((20, 24, 22), (2.0, 1.5, 1.0), (10, 20, -15), (30.0, -10.0, 50.0), flip=True)
+    assert fade_widths(shifted(grid, (0.5, -1.0, 1.9))) == (6, 6, 6)
+    u, larger = faded(shifted(grid, (0.5, 4.0, -7.0)), grid)
+    assert u.shape[1:] == larger.shape == (22, 24 + 2 * 6, 20 + 2 * 15)
+    np.testing.assert_allclose(larger.center, grid.center)
+    np.testing.assert_allclose(u[:, 11, 18, 25], (0.5, 4.0, -7.0), rtol=1e-6)
+    assert not u[:, 0].any() and not u[:, :, -1].any() and not u[..., 0].any()
+    assert smallest_determinants(u).min() > 0.2
+    assert fade_widths(shifted(grid, (500.0, 0, 0))) == (WIDEST_FADE, 6, 6)
+
+
+def test_a_displacement_that_has_room_keeps_its_grid():
+    grid = made_grid((30, 24, 22), (2.0, 1.5, 1.0))
+    u, same = faded(shifted(grid, (1.0, 1.0, 1.0)), grid)
+    assert same == grid and u.shape[1:] == grid.shape
+
+
+def test_a_volume_is_padded_alike_on_both_sides():
+    out = padded(np.ones((2, 3, 4), np.float32), (4, 3, 10))
+    assert out.shape == (4, 3, 10) and out.sum() == 24 and out[1:3, :, 3:7].all()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..networks.mixers import FeatMamba, MatchMamba
+from ..networks.mixers import FeatMamba, MambaMixer, MatchMamba
 from .figures import check_matplotlib, png
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def watched() -> Iterator[Insight]:
             insight.encoded.append((moving, fixed))
         elif isinstance(module, MatchMamba):
             insight.matched.append(output[0].detach().float().cpu().numpy())
-            names = [traversal.name for traversal in module.mixer.scan.traversals]
-            insight.votes.append(dict(zip(names, inputs[2].tolist(), strict=True)))
+            if isinstance(module.mixer, MambaMixer):
+                names = [traversal.name for traversal in module.mixer.scan.traversals]
+                insight.votes.append(dict(zip(names, inputs[2].tolist(), strict=True)))
 
     handle = torch.nn.modules.module.register_module_forward_hook(look)
     try:

@@ -19,6 +19,7 @@ _NEIGHBOURS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 
 _PAIRS = tuple(
     (a, b) for a, b in combinations(_NEIGHBOURS, 2) if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
 )
+MIND_CHANNELS = len(_PAIRS)
 
 
 def _shifted(padded: torch.Tensor, offset: tuple[int, int, int], reach: int) -> torch.Tensor:

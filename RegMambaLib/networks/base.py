@@ -50,9 +50,10 @@ class RegistrationNetwork(nn.Module, ABC):
         return 2 ** (self.config.levels - 1)
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """See the class. Training mode draws the direction weights, inference takes their mean."""
+        """See the class. Training mode draws the direction weights (see `NetworkConfig.voting`), inference takes their
+        mean."""
         features = self._encode_pair(moving, fixed)
-        return _crop(self.decode(*features, self.votes(self.training)), fixed)
+        return _crop(self.decode(*features, self.votes(self.training and self.config.voting == "sampled")), fixed)
 
     @torch.no_grad()
     def predict(

@@ -10,6 +10,13 @@ from RegMambaLib.errors import InputError
 from RegMambaLib.scan import resolve_traversals
 
 VARIANTS = ("regmamba", "v1", "v2")
+# What "regmamba" may be built of, beside its default, the first; the others are for ablation but for `input`.
+CHOICES = {
+    "input": ("intensity", "mind"),
+    "mixing": ("mamba", "conv"),
+    "matching": ("mamba", "concat"),
+    "voting": ("sampled", "mean", "equal"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,12 @@ class NetworkConfig:
     encoder_directions: those of the encoder's blocks.
     d_state, d_conv: states per channel and taps of the causal convolution of every Mamba block.
     bottleneck: output channels of the coarsest match; None for as many as the level has.
+    input: what the first convolution sees of an image: its "intensity", or its twelve "mind" channels (MIND-SSC),
+    which a turned-over or otherwise changed contrast leaves almost as they are.
+    mixing: "mamba", or "conv" for a depthwise convolution in the place of every scan.
+    matching: "mamba", or "concat" for levels that see both feature maps side by side, without a matching block.
+    voting: direction weights of the matching blocks in training: "sampled" from the learned posterior, its "mean", or
+    "equal" ones that are not learned.
     """
 
     variant: str = "regmamba"
@@ -32,6 +45,10 @@ class NetworkConfig:
     d_state: int = 8
     d_conv: int = 4
     bottleneck: int | None = None
+    input: str = "intensity"
+    mixing: str = "mamba"
+    matching: str = "mamba"
+    voting: str = "sampled"
 
     def __post_init__(self) -> None:
         for name in ("channels", "directions", "encoder_directions"):
@@ -46,6 +63,12 @@ class NetworkConfig:
         )
         if not self.channels or any(not isinstance(count, int) or count < 1 for count in counts):
             raise InputError(f"Channel, state and tap counts of a network must be positive integers, not {counts}.")
+        for name, choices in CHOICES.items():
+            chosen = getattr(self, name)
+            if chosen not in choices:
+                raise InputError(f"'{chosen}' is no {name} of a network; choose from {', '.join(choices)}.")
+            if self.variant != "regmamba" and chosen != choices[0]:
+                raise InputError(f"The published networks know no {name} but {choices[0]}, so not {chosen}.")
         if self.variant != "regmamba" and len(self.channels) != 5:
             raise InputError(f"The published networks have five levels, not {len(self.channels)}.")
         for names in (self.directions, self.encoder_directions):
@@ -72,7 +95,7 @@ class NetworkConfig:
         return cls(**values)
 
 
-def published_config(variant: str, channels: int = 16, bottleneck: int = 1200, **others: int) -> NetworkConfig:
+def published_config(variant: str, channels: int = 16, bottleneck: int = 1200, **others: Any) -> NetworkConfig:
     """The configuration of the published "v1" or "v2": `channels` at full resolution, doubled at each
     level.
     """

@@ -101,17 +101,60 @@ class MambaMixer(nn.Module):
         return self.out_proj(self.norm(y * F.silu(z)))
 
 
+class ConvMixer(nn.Module):
+    """`MambaMixer` with a depthwise 3x3x3 convolution in the place of the scan: the same block with a local view.
+
+    It has about as many weights, and is there to tell what the scan brings. Votes have nothing to weigh in it.
+    """
+
+    def __init__(self, channels: int, guided: bool = False) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(channels, 2 * channels, bias=False)
+        self.guide_proj = nn.Linear(channels, channels, bias=False) if guided else None
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.out_proj = nn.Linear(channels, channels, bias=False)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        shape: Shape,
+        guide: torch.Tensor | None = None,
+        votes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x, z = self.in_proj(tokens).chunk(2, -1)
+        if guide is not None and self.guide_proj is not None:
+            x = x + self.guide_proj(guide)
+        y = to_tokens(self.conv(x.transpose(1, 2).unflatten(2, shape)))
+        return self.out_proj(self.norm(F.silu(y) * F.silu(z)))
+
+
+def mixer_of(
+    mixing: str, channels: int, traversals: Sequence[Traversal], d_state: int, d_conv: int, guided: bool = False
+) -> nn.Module:
+    """The block that mixes tokens: of `NetworkConfig.mixing`."""
+    if mixing == "conv":
+        return ConvMixer(channels, guided)
+    return MambaMixer(channels, traversals, d_state, d_conv, guided)
+
+
 class FeatMamba(nn.Module):
     """Features (B, C_in, H, W, D) -> (B, C_out, H, W, D): conv(mamba(x)) + ReLU(IN(conv(x))), one shared
     convolution.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, traversals: Sequence[Traversal], d_state: int, d_conv: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        traversals: Sequence[Traversal],
+        d_state: int,
+        d_conv: int,
+        mixing: str = "mamba",
     ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=1)
-        self.mixer = MambaMixer(in_channels, traversals, d_state, d_conv)
+        self.mixer = mixer_of(mixing, in_channels, traversals, d_state, d_conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mixed = to_map(self.mixer(to_tokens(x), volume_shape(x)), x)
@@ -126,12 +169,18 @@ class MatchMamba(nn.Module):
     """
 
     def __init__(
-        self, channels: int, out_channels: int, traversals: Sequence[Traversal], d_state: int, d_conv: int
+        self,
+        channels: int,
+        out_channels: int,
+        traversals: Sequence[Traversal],
+        d_state: int,
+        d_conv: int,
+        mixing: str = "mamba",
     ) -> None:
         super().__init__()
         self.norm_moving = nn.LayerNorm(channels)
         self.norm_fixed = nn.LayerNorm(channels)
-        self.mixer = MambaMixer(channels, traversals, d_state, d_conv, guided=True)
+        self.mixer = mixer_of(mixing, channels, traversals, d_state, d_conv, guided=True)
         self.conv = nn.Conv3d(channels, out_channels, 1)
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:

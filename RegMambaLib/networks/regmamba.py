@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from RegMambaLib.losses.mind import MIND_CHANNELS, mind_ssc
 from RegMambaLib.networks.base import Features, RegistrationNetwork
 from RegMambaLib.networks.blocks import ConvBlock, FlowHead, downsample, upsample_flow, warp
 from RegMambaLib.networks.config import NetworkConfig
@@ -28,23 +29,25 @@ class RegMambaNetwork(RegistrationNetwork):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
-        channels, mamba = config.channels, (config.d_state, config.d_conv)
+        channels, mamba = config.channels, (config.d_state, config.d_conv, config.mixing)
         within, between = resolve_traversals(config.encoder_directions), resolve_traversals(config.directions)
         outputs = list(channels)
         outputs[-1] = config.bottleneck or channels[-1]
-        self.stem = ConvBlock(1, channels[0])
+        self.stem = ConvBlock(MIND_CHANNELS if config.input == "mind" else 1, channels[0])
         self.encoder = nn.ModuleList(FeatMamba(fine, coarse, within, *mamba) for fine, coarse in pairwise(channels))
         # Full resolution has no match: eight times the tokens for the finest sixteenth of a displacement.
-        coarse_levels = range(1, config.levels)
-        self.matchers = nn.ModuleList(MatchMamba(channels[k], outputs[k], between, *mamba) for k in coarse_levels)
-        self.voting = nn.ModuleList(DirectionVoting(len(between)) for _ in coarse_levels)
-        merged = [2 * channels[0], *(2 * channels[k] + outputs[k] for k in coarse_levels)]
+        matched = range(1, config.levels) if config.matching == "mamba" else range(0)
+        self.matchers = nn.ModuleList(MatchMamba(channels[k], outputs[k], between, *mamba) for k in matched)
+        self.voting = nn.ModuleList(DirectionVoting(len(between)) for _ in matched)
+        if config.voting == "equal" or config.mixing == "conv":  # a convolution has no directions to weigh
+            self.voting.requires_grad_(False)
+        merged = [2 * width + (outputs[k] if k in matched else 0) for k, width in enumerate(channels)]
         self.merge = nn.ModuleList(ConvBlock(wide, narrow) for wide, narrow in zip(merged, channels, strict=True))
         self.heads = nn.ModuleList(FlowHead(width) for width in channels)
 
     def encode(self, image: torch.Tensor) -> Features:
         with torch.autocast(image.device.type, enabled=False):  # an image may hold what half types cannot
-            features = [self.stem(image)]
+            features = [self.stem(mind_ssc(image) if self.config.input == "mind" else image)]
         for stage in self.encoder:
             features.append(stage(downsample(features[-1])))
         return features
@@ -59,7 +62,7 @@ class RegMambaNetwork(RegistrationNetwork):
             if flow is not None:
                 flow = upsample_flow(flow, align_corners=False)
                 m = warp(m, flow)
-            matched = [self.matchers[level - 1](m, f, votes[level - 1])] if level > 0 else []
+            matched = [self.matchers[level - 1](m, f, votes[level - 1])] if level > 0 and votes else []
             residual = self.heads[level](self._merge(level, torch.cat([m, *matched, f], 1)))
             flow = residual if flow is None else residual + warp(flow, residual, "border")
         assert flow is not None

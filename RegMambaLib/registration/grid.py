@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..spatial.grid import Grid
@@ -11,6 +13,7 @@ MOST_VOXELS = 16_000_000
 # Voxels beyond the anatomy, over which the displacement fades out.
 MARGIN = 8
 FADE = 6
+WIDEST_FADE = 40
 # How far (mm) outside the fixed image moving anatomy still counts.
 REACH = 20.0
 SMALLEST = 16
@@ -81,10 +84,41 @@ def _around(fixed: Grid, side: float, points: np.ndarray, others: np.ndarray) ->
     return base.crop(_ints(low), _ints(np.maximum(high - low + 1, SMALLEST)))
 
 
-def fade(shape: tuple[int, ...], width: int = FADE) -> np.ndarray:
-    """(k, j, i) float32 window: 0 on the outermost voxels, 1 from `width` voxels inwards (raised cosine)."""
+def fade_widths(displacement: np.ndarray) -> tuple[int, int, int]:
+    """Voxels (k, j, i) over which (3, k, j, i) voxels can fade out at the faces without folding.
+
+    A raised cosine over w voxels squeezes space by up to pi d / 2 w, where d is the displacement across the face; with
+    w = 3 d, by half. At most `WIDEST_FADE`.
+    """
+    widths = []
+    for axis, across in enumerate(displacement):
+        zone = min(FADE, across.shape[axis])
+        ends = (np.take(across, range(zone), axis), np.take(across, range(-zone, 0), axis))
+        largest = max(float(np.abs(end).max()) for end in ends)
+        widths.append(min(max(FADE, math.ceil(3 * largest)), WIDEST_FADE))
+    return widths[0], widths[1], widths[2]
+
+
+def faded(displacement: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """A displacement (3, k, j, i) voxels that ends in 0 at the border, and its grid, grown where that takes room."""
+    widths = fade_widths(displacement)
+    more = [width - FADE for width in widths]
+    if any(more):
+        displacement = np.pad(displacement, [(0, 0), *((n, n) for n in more)], mode="edge")
+        i, j, k = (n + 2 * extra for n, extra in zip(grid.size, more[::-1], strict=True))
+        grid = grid.crop((-more[2], -more[1], -more[0]), (i, j, k))
+    return displacement * fade(displacement.shape[1:], widths), grid
+
+
+def padded(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A volume (k, j, i) in the middle of a larger one, 0 around it; the larger is as much larger at both ends."""
+    return np.pad(volume, [((n - own) // 2,) * 2 for n, own in zip(shape, volume.shape, strict=True)])
+
+
+def fade(shape: tuple[int, ...], widths: tuple[int, ...]) -> np.ndarray:
+    """(k, j, i) float32 window: 0 on the outermost voxels, 1 from so many voxels inwards (raised cosine)."""
     ramps = []
-    for n in shape:
+    for n, width in zip(shape, widths, strict=True):
         distance = np.minimum(np.arange(n), np.arange(n)[::-1])
         ramps.append(0.5 - 0.5 * np.cos(np.pi * np.clip(distance / width, 0, 1)))
     return (ramps[0][:, None, None] * ramps[1][None, :, None] * ramps[2][None, None, :]).astype(np.float32)

@@ -3,6 +3,9 @@
 The analytic gradient of Avants et al. (Med Image Anal 2008): with window sums S of F, M, FF, MM, FM at every voxel,
 cc = cross^2 / (varF varM + eps), its derivative with respect to M(y) is a sum over the windows that contain y, so
 three further box sums give it. Box sums are running sums along z, y and x.
+
+The slope of the moving image is taken by central differences of the warped image, and not as the exact derivative of
+trilinear interpolation: that one jumps at every voxel border, and the rougher force costs .01 of Dice on 1 mm brains.
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ def _slide_out(spans, z, r, old, total):
 
 
 @njit(**HELPER)
-def _warp_row(moving, u, z, y, low, high, out, gradient):
-    """Row y of plane z of moving(x + u(x)) and its derivative along (k, j, i), trilinear, from low to high."""
+def _warp_row(moving, u, z, y, low, high, out):
+    """Row y of plane z of moving(x + u(x)), trilinear, from low to high."""
     Z, Y, X = moving.shape
     for i in range(low, high):
         x = np.uintp(i)
@@ -70,14 +73,40 @@ def _warp_row(moving, u, z, y, low, high, out, gradient):
         x0, x1, fx = split(np.float32(i) + u[2, z, y, x], X)
         a0, b0 = moving[z0, y0, x0], moving[z0, y1, x0]
         c0, d0 = moving[z1, y0, x0], moving[z1, y1, x0]
-        da, db = moving[z0, y0, x1] - a0, moving[z0, y1, x1] - b0
-        dc, dd = moving[z1, y0, x1] - c0, moving[z1, y1, x1] - d0
-        a, b, c, d = a0 + da * fx, b0 + db * fx, c0 + dc * fx, d0 + dd * fx
+        a, b = a0 + (moving[z0, y0, x1] - a0) * fx, b0 + (moving[z0, y1, x1] - b0) * fx
+        c, d = c0 + (moving[z1, y0, x1] - c0) * fx, d0 + (moving[z1, y1, x1] - d0) * fx
         below, above = a + (b - a) * fy, c + (d - c) * fy
-        out[y, x] = below + (above - below) * fz
-        gradient[0, y, x] = above - below
-        gradient[1, y, x] = (b - a) * (ONE - fz) + (d - c) * fz
-        gradient[2, y, x] = (da * (ONE - fy) + db * fy) * (ONE - fz) + (dc * (ONE - fy) + dd * fy) * fz
+        out[x] = below + (above - below) * fz
+
+
+@njit(**HELPER)
+def _times_difference(pull, after, before, distance, out):
+    """out = pull (after - before) / distance; 0 where there is no neighbour (distance 0)."""
+    scale = ONE / np.float32(distance) if distance > 0 else ZERO
+    for x in range(out.size):
+        out[x] = pull[x] * (after[x] - before[x]) * scale
+
+
+@njit(**HELPER)
+def _force_row(pull, below, plane, above, distance, y, low, force):
+    """Row y of the force (3, X) from `low` on: `pull` times the central differences of the warped image.
+
+    Args:
+        below, plane, above: (Y, X) planes of the warped image around the force's own.
+        distance: planes between `below` and `above`.
+    """
+    Y, X = plane.shape
+    high = low + pull.size
+    _times_difference(pull, above[y, low:high], below[y, low:high], distance, force[0, low:high])
+    y0, y1 = max(y - 1, 0), min(y + 1, Y - 1)
+    _times_difference(pull, plane[y1, low:high], plane[y0, low:high], y1 - y0, force[1, low:high])
+    row, out = plane[y], force[2]
+    x0, x1 = max(low, 1), min(high, X - 1)
+    _times_difference(pull[x0 - low : x1 - low], row[x0 + 1 : x1 + 1], row[x0 - 1 : x1 - 1], 2, out[x0:x1])
+    if low == 0:
+        out[0] = pull[0] * (row[min(1, X - 1)] - row[0])
+    if high == X:
+        out[X - 1] = pull[pull.size - 1] * (row[X - 1] - row[max(X - 2, 0)])
 
 
 @njit(**HELPER)
@@ -160,9 +189,9 @@ def fixed_moments(fixed, r, slabs, mean_sum, variance):
 def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, slabs, spans, force):
     """Gradient of the summed squared LNCC with respect to u, written to `force` (3, k, j, i); returns the sum.
 
-    Both images are 0 outside the spans; windows centred there do not count, and `force` is not touched there.
-    Everything is fused: a thread walks a slab of planes, warps one plane at a time, keeps 2r + 1 planes in rings
-    and writes each force once.
+    It is the exact derivative by the warped image's values, times their central differences. Both images are 0 outside
+    the spans; windows centred there do not count, and `force` is not touched there. Everything is fused: a thread walks
+    a slab of planes, warps one plane at a time, keeps 2r + 1 planes in rings and writes each force once.
 
     Args:
         weight: (k, j, i), what each window counts; of size 0: all count 1.
@@ -176,8 +205,9 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
     totals = np.zeros(slabs, np.float64)
     for s in prange(slabs):
         start, stop = s * Z // slabs, (s + 1) * Z // slabs
-        warped = np.zeros((depth, Y, X), np.float32)
-        gradient = np.zeros((depth, 3, Y, X), np.float32)
+        # The slope of plane z wants the planes beside it too.
+        held = depth + 1
+        warped = np.zeros((held, Y, X), np.float32)
         ring = np.zeros((depth, 3, Y, X), np.float32)
         ring2 = np.zeros((depth, 3, Y, X), np.float32)
         sums = np.zeros((3, Y, X), np.float32)
@@ -190,11 +220,13 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
             _slide_out(spans, q - depth, r, ring[slot], sums)
             if 0 <= q < Z:
                 y0, y1, x0, x1 = bounds_of(spans, q)
+                plane = warped[q % held]
+                plane[:] = ZERO
                 for y in range(y0, y1):
                     planes[:, y, x0:x1] = ZERO
                     low, high = spans[q, y, 0], spans[q, y, 1]
-                    _warp_row(moving, u, q, y, low, high, warped[slot], gradient[slot])
-                    m = warped[slot, y, low:high]
+                    _warp_row(moving, u, q, y, low, high, plane[y])
+                    m = plane[y, low:high]
                     planes[0, y, low:high] = m
                     multiply_rows(m, m, planes[1, y, low:high])
                     multiply_rows(m, fixed[q, y, low:high], planes[2, y, low:high])
@@ -236,14 +268,14 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
                     _slide_in(planes[n], y0, y1, x0, x1, r, column, scratch[0], ring2[slot, n], sums2[n])
             z = c - r
             if start <= z < stop:
-                slot = z % depth
+                z0, z1 = max(z - 1, 0), min(z + 1, Z - 1)
+                below, plane, above = warped[z0 % held], warped[z % held], warped[z1 % held]
                 for y in range(Y):
                     low, high = spans[z, y, 0], spans[z, y, 1]
                     if low >= high:
                         continue
                     pull = scratch[0, : high - low]
                     a, b, c_sum = sums2[0, y, low:high], sums2[1, y, low:high], sums2[2, y, low:high]
-                    _pull(fixed[z, y, low:high], warped[slot, y, low:high], a, b, c_sum, pull)
-                    for k in range(3):
-                        multiply_rows(pull, gradient[slot, k, y, low:high], force[k, z, y, low:high])
+                    _pull(fixed[z, y, low:high], plane[y, low:high], a, b, c_sum, pull)
+                    _force_row(pull, below, plane, above, z1 - z0, y, low, force[:, z, y])
     return totals.sum()

@@ -19,7 +19,7 @@ from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
 from .affine import Side, align
 from .contrast import SAME_CONTRAST, SIDES, carried, correlation, side_to_carry
-from .grid import fade, working_grid
+from .grid import faded, padded, working_grid
 from .inputs import check_inputs
 from .network import Prediction, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
@@ -27,6 +27,7 @@ from .refine import Pair, refine
 from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
+from .view import similarity_weight
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -35,8 +36,6 @@ Progress = Callable[[str, float], None]
 
 # Voxels around the anatomy that refinement still looks at.
 RIM = 5
-# Share of a face of the image that anatomy covers where it goes on beyond.
-CUT_OFF = 0.02
 
 
 def register(
@@ -116,7 +115,11 @@ def register(
         u = refine(pair, settings, start=start, metric=metric, device=device, progress=run.report)
 
     with run.stage("repair"):
-        result = repair_and_invert(u * fade(u.shape[1:]), grid.spacing[0], repair=settings.repair)
+        uncertainty = _uncertainty(prediction, grid)
+        u, grid = faded(u, grid)
+        if uncertainty is not None:
+            uncertainty = padded(uncertainty, grid.shape)
+        result = repair_and_invert(u, grid.spacing[0], repair=settings.repair)
         run.details.update(
             repaired_voxels=result.repaired,
             folded_voxels=result.folded,
@@ -130,7 +133,7 @@ def register(
         affine=affine,
         fixed_grid=Grid.of(fixed),
         moving_grid=Grid.of(moving),
-        uncertainty=_uncertainty(prediction, grid),
+        uncertainty=uncertainty,
         seconds=run.seconds,
         settings=settings,
         details=run.details,
@@ -257,7 +260,7 @@ def _pair(
     return Pair(
         images[0],
         images[1],
-        _weight(grid, sides, through, masks, settings.window),
+        similarity_weight(grid, sides, through, masks, settings.window),
         fixed_classes,
         moving_classes,
         count,
@@ -283,42 +286,6 @@ def _label_classes(
         return np.where(common[place] == values, place + 1, 0).astype(np.int32)
 
     return classes(fixed), classes(moving), common.size + 1
-
-
-def _weight(
-    grid: Grid,
-    sides: tuple[Prepared, Prepared],
-    through: tuple[sitk.Transform, sitk.Transform],
-    masks: tuple[sitk.Image | None, sitk.Image | None],
-    window: int,
-) -> np.ndarray:
-    """Where the metric counts: inside the masks, and not where a window sees the end of a field of view.
-
-    Size 0 where it counts everywhere.
-    """
-    import SimpleITK as sitk
-    from scipy.ndimage import minimum_filter
-
-    weight = None
-    for side, transform, mask in zip(sides, through, masks, strict=True):
-        if mask is None and not _cut_off(side):
-            continue
-        inside = sitk.Image(side.image.GetSize(), sitk.sitkUInt8) + 1 if mask is None else mask != 0
-        inside.CopyInformation(side.image)
-        part = sitk.GetArrayFromImage(grid.resample(sitk.Cast(inside, sitk.sitkUInt8), transform, labels=True))
-        # A window counts if all of it lies inside, unless the mask is too thin to hold any window.
-        whole = minimum_filter(part, size=window)
-        part = whole if whole.any() else part
-        weight = part.astype(np.float32) if weight is None else weight * part
-    return np.empty((0, 0, 0), np.float32) if weight is None else weight
-
-
-def _cut_off(side: Prepared) -> bool:
-    """Whether the anatomy reaches a face of the image, where the field of view ends before it does."""
-    anatomy = side.foreground()
-    faces = [np.take(anatomy, end, axis=axis) for axis in range(3) for end in (0, -1)]
-    # A few bright voxels at a face are noise or a nose.
-    return max(float(face.mean()) for face in faces) > CUT_OFF
 
 
 def _network(

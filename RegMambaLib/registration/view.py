@@ -1,0 +1,92 @@
+"""Where the similarity counts: inside masks, and away from where the field of view of an image ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..spatial.grid import Grid
+from .preprocess import Prepared
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+# Share of a face of the image that anatomy covers where it goes on beyond: more than a few bright voxels, which are
+# noise or a nose.
+CUT_OFF = 0.02
+# The same of a face between the image and padding of one value around it. A skull-stripped brain has such padding too,
+# but its convex surface touches a plane with little of it.
+CUT_OFF_BY_PADDING = 0.5
+
+
+def similarity_weight(
+    grid: Grid,
+    sides: tuple[Prepared, Prepared],
+    through: tuple[sitk.Transform, sitk.Transform],
+    masks: tuple[sitk.Image | None, sitk.Image | None],
+    window: int,
+) -> np.ndarray:
+    """Where the metric counts: inside the masks, and not where a window sees the end of a field of view.
+
+    Args:
+        grid: working grid.
+        through: transforms from the working grid to either image.
+        masks: non-zero where an image may be compared.
+        window: edge of the windows the metric looks through, voxels.
+
+    Returns:
+        (k, j, i) float32 of the grid; size 0 where it counts everywhere.
+    """
+    import SimpleITK as sitk
+    from scipy.ndimage import minimum_filter
+
+    weight = None
+    for side, transform, mask in zip(sides, through, masks, strict=True):
+        view = field_of_view(side)
+        if mask is None and view is None:
+            continue
+        inside = np.zeros(side.image.GetSize()[::-1], np.uint8)
+        inside[view or ...] = 1
+        seen = sitk.GetImageFromArray(inside)
+        seen.CopyInformation(side.image)
+        if mask is not None:
+            seen = sitk.Mask(seen, sitk.Cast(mask != 0, sitk.sitkUInt8))
+        part = sitk.GetArrayFromImage(grid.resample(seen, transform, labels=True))
+        # A window counts if all of it lies inside, unless the mask is too thin to hold any window.
+        whole = minimum_filter(part, size=window)
+        part = whole if whole.any() else part
+        weight = part.astype(np.float32) if weight is None else weight * part
+    return np.empty((0, 0, 0), np.float32) if weight is None else weight
+
+
+def field_of_view(side: Prepared) -> tuple[slice, slice, slice] | None:
+    """The box (k, j, i) whose faces cut anatomy off, or None where the anatomy ends by itself.
+
+    Faces are those of the image, or of what is left of it without padding of one value. At faces that cut nothing off
+    the box is as large as the image.
+    """
+    import SimpleITK as sitk
+
+    image = sitk.GetArrayViewFromImage(side.image)
+    inner = _without_padding(image)
+    anatomy = side.foreground()[inner]
+    box, cut = [], False
+    for axis, (size, span) in enumerate(zip(image.shape, inner, strict=True)):
+        ends = []
+        for plane, padded in ((0, span.start > 0), (-1, span.stop < size)):
+            share = float(np.take(anatomy, plane, axis=axis).mean())
+            ends.append(share > (CUT_OFF_BY_PADDING if padded else CUT_OFF))
+        cut = cut or any(ends)
+        box.append(slice(span.start if ends[0] else 0, span.stop if ends[1] else size))
+    return (box[0], box[1], box[2]) if cut else None
+
+
+def _without_padding(image: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box outside which every voxel has the value of the first one."""
+    other = image != image[0, 0, 0]
+    spans = []
+    for axis, size in enumerate(image.shape):
+        planes = np.flatnonzero(other.any(axis=tuple(a for a in range(3) if a != axis)))
+        spans.append(slice(int(planes[0]), int(planes[-1]) + 1) if planes.size else slice(0, size))
+    return spans[0], spans[1], spans[2]
