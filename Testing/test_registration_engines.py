@@ -62,8 +62,8 @@ def engines(*chosen, **options):
 
 
 def tolerance(settings):
-    """Voxels after a few steps; without smoothing Adam divides rounding errors by the floor."""
-    return 2e-3 if settings.smooth_update else 1e-2
+    """Voxels after a few steps; where little smooths the force, Adam divides rounding errors by the floor."""
+    return 2e-3 if settings.smooth_update and settings.window > 3 else 1e-2
 
 
 @each
@@ -81,8 +81,6 @@ def test_both_engines_feel_the_same_force(metric, weighted, settings):
 @each
 @pytest.mark.parametrize("active", [False, True])
 def test_both_engines_take_the_same_steps(metric, weighted, settings, active, monkeypatch):
-    if active and not settings.smooth_update:
-        pytest.skip("the numba engine then forgets the start outside the active region")
     monkeypatch.setattr(engine_numba, "MARGIN", 1)
     ours, theirs = engines(metric, weighted, settings, active=active)
     start = ours.displacement().copy()

@@ -114,7 +114,7 @@ class NumbaEngine:
 
     def _smooth(self, source: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
         if taps.size == 1:
-            out[:] = source
+            np.copyto(out, source, where=fields.within(self.spans, out.shape[3]))
         else:
             spatial_kernels.smooth(source, taps, self.slabs, self.spans, out)
 

@@ -7,7 +7,6 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ class TorchEngine:
         self.floor = torch.zeros((), device=device)
         self.iteration = 0
 
-    def step(self) -> Any:
+    def step(self) -> torch.Tensor:
         """One iteration; returns the mean similarity (LNCC, or minus the squared MIND difference).
 
         It is a 0-d tensor, which float() turns into a number once the device has got that far.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, SupportsFloat
 
 import numpy as np
 
@@ -66,8 +66,8 @@ class Pair:
 class Engine(Protocol):
     """The heavy steps of a level; `engine_numba` and `engine_torch` implement it."""
 
-    def step(self) -> float:
-        """One iteration; returns the similarity (higher is better)."""
+    def step(self) -> SupportsFloat:
+        """One iteration; returns the similarity (higher is better), which may still be on its way from a device."""
 
     def displacement(self) -> np.ndarray:
         """The displacement so far, (3, k, j, i) float32 voxels."""

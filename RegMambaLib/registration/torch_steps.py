@@ -59,8 +59,7 @@ def lncc_force(
         weight: (k, j, i), what each window counts; 0 outside.
     """
     cell = locate(u)
-    warped, slopes = _trilinear(_corners(moving, cell), cell)
-    warped *= inside
+    warped = _trilinear(_corners(moving, cell), cell)[0] * inside
     per_voxel = 1 / (2 * radius + 1) ** 3
     total, squares, products = box_sum(torch.stack([warped, warped**2, warped * fixed]), radius)
     cross = products - moments.total * total * per_voxel
@@ -70,7 +69,17 @@ def lncc_force(
     b = a * cross * scale * moments.variance
     c = (b * total - a * moments.total) * per_voxel
     a, b, c = box_sum(torch.stack([a, b, c]), radius)
-    return slopes.mul_((fixed * a - warped * b + c) * inside), (ratio * cross).sum()
+    pull = (fixed * a - warped * b + c) * inside
+    return central_differences(warped).mul_(pull), (ratio * cross).sum()
+
+
+def central_differences(volume: torch.Tensor) -> torch.Tensor:
+    """Slopes of (k, j, i) along its axes, (3, k, j, i); one-sided at the border, 0 along an axis of one voxel."""
+    slopes = [
+        torch.gradient(volume, dim=axis)[0] if size > 1 else torch.zeros_like(volume)
+        for axis, size in enumerate(volume.shape)
+    ]
+    return torch.stack(slopes)
 
 
 def channel_force(

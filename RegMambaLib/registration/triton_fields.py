@@ -54,6 +54,16 @@ def near(volume, index, mask, place, shift, size, stride):
 
 
 @triton.jit
+def slope(volume, index, mask, size, stride):
+    """Central differences along an axis; one-sided at the border, 0 along an axis of one voxel."""
+    place = index // stride % size
+    before, after = tl.where(place > 0, 1, 0), tl.where(place < size - 1, 1, 0)
+    high = tl.load(volume + index + after * stride, mask=mask, other=0.0)
+    low = tl.load(volume + index - before * stride, mask=mask, other=0.0)
+    return (high - low) / tl.maximum(before + after, 1).to(tl.float32)
+
+
+@triton.jit
 def split(position, size):
     """Lower voxel, upper voxel and fraction of positions; see `spatial.kernels.split`."""
     p = tl.minimum(tl.maximum(position, 0.0), tl.cast(size - 1, tl.float32))

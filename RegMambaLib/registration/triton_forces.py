@@ -3,8 +3,7 @@
 The mathematics are those of `lncc_kernels` (Avants et al., Med Image Anal 2008). Window sums are separable: one pass
 per axis, 2 radius + 1 taps each (running sums would lose digits and cost the same memory traffic). The first pass
 forms the products it sums, the third turns the sums into the coefficients a, b, c of the gradient, and the third pass
-over those multiplies by the slope of the moving image, which is interpolated anew: that reads 4 volumes where
-storing it and reading it back would move 6. Layout and sizes: `triton_fields`.
+over those multiplies by the central differences of the warped image. Layout and sizes: `triton_fields`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_fields import displaced, interpolate, kernel, layer, near, only, voxels
+from .triton_fields import displaced, interpolate, kernel, layer, near, only, slope, voxels
 
 
 @kernel
@@ -89,18 +88,16 @@ def coefficients(
 
 
 @kernel
-def lncc_force(
-    sums, fixed, moving, u, inside, out, n, size, stride, radius, depth, height, width, BLOCK: tl.constexpr
-):  # fmt: skip
+def lncc_force(sums, fixed, warped, inside, out, n, size, stride, radius, depth, height, width, BLOCK: tl.constexpr):
     """The last axis of the sums of a, b, c, and the gradient with respect to u: out (3, k, j, i), 0 outside."""
     index, mask = voxels(n, BLOCK)
     here = only(inside, index, mask)
     a, b, c = sum_three(sums, index, here, index // stride % size, n, size, stride, radius, BLOCK)
-    value, dz, dy, dx = interpolate(moving, displaced(u, index, n, depth, height, width, here), here)
+    value = tl.load(warped + index, mask=here, other=0.0)
     pull = a * tl.load(fixed + index, mask=here, other=0.0) - b * value + c
-    tl.store(out + index, pull * dz, mask=mask)
-    tl.store(layer(out, 1, n) + index, pull * dy, mask=mask)
-    tl.store(layer(out, 2, n) + index, pull * dx, mask=mask)
+    tl.store(out + index, pull * slope(warped, index, here, depth, height * width), mask=mask)
+    tl.store(layer(out, 1, n) + index, pull * slope(warped, index, here, height, width), mask=mask)
+    tl.store(layer(out, 2, n) + index, pull * slope(warped, index, here, width, 1), mask=mask)
 
 
 @kernel

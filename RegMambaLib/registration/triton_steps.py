@@ -1,10 +1,10 @@
 """The steps of refinement as fused Triton kernels: `torch_steps` with the same functions, on an NVIDIA or AMD GPU.
 
 What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours along an
-axis and in a cell are read again from the caches): LNCC 48 (warp 5; three passes over the products 5, 6 and 9; three
-over the coefficients 6, 6 and 11), smoothing the force 18, Adam 18, composition 9, smoothing the displacement 18, and
-1 for `inside`. Together 112 volumes or 448 bytes per voxel: 2.2 GB for 160 x 192 x 160 voxels, less where voxels are
-not inside. MIND-SSC has 31 in place of 48; labels add 13. The most that is held at once is 30 volumes (0.6 GB there),
+axis and in a cell are read again from the caches): LNCC 45 (warp 5; three passes over the products 5, 6 and 9; three
+over the coefficients 6, 6 and 8), smoothing the force 18, Adam 18, composition 9, smoothing the displacement 18, and
+1 for `inside`. Together 109 volumes or 436 bytes per voxel: 2.1 GB for 160 x 192 x 160 voxels, less where voxels are
+not inside. MIND-SSC has 31 in place of 45; labels add 13. The most that is held at once is 30 volumes (0.6 GB there),
 24 more with MIND-SSC. An iteration is about 20 launches, of which none waits for another's result on the host.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
@@ -77,7 +77,7 @@ def lncc_force(
     run(triton_forces.coefficients, 1, there, *moments, weight, here, similarity, *scalars, *run.along(0), radius)
     run(triton_forces.sum_along, 3, here, there, *run.along(2), radius)
     run(triton_forces.sum_along, 3, there, here, *run.along(1), radius)
-    run(triton_forces.lncc_force, 1, here, fixed, moving, u, inside, force, *run.along(0), radius, *run.shape)
+    run(triton_forces.lncc_force, 1, here, fixed, warped, inside, force, *run.along(0), radius, *run.shape)
     return force, similarity.sum()
 
 
