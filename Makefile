@@ -72,6 +72,7 @@ bench: $(BENCHED)
 	$(BIN)/python -m benchmarks.registration $(BENCH)
 	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.ablation
 	$(BIN)/python -m benchmarks.report
 
 clean:

@@ -13,7 +13,7 @@ from conftest import DATA, linear, made_grid
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import judge, measure, peers, pictures, registration, report, scan, stages, tables
+from benchmarks import ablation, judge, measure, peers, pictures, registration, report, scan, stages, tables
 from benchmarks.cases import CASES, Job
 from RegMambaLib.scan import TRAVERSALS, selective_scan
 
@@ -134,11 +134,32 @@ def head(rows, **more):
     return {"machine": machine, "versions": {"torch": "2", "gone": None}, "commands": ["run"], "rows": dated, **more}
 
 
+def ablation_rows():
+    """Two variants on two cases; one of them with two seeds."""
+    figures = {"dice_start": 0.3, "folding_percent": 0.02, "predict_cpu_seconds": 0.5, "parameters": 1_590_000}
+    rows = [("equal votes", 0, 0.3, 0.55), ("equal votes", 1, 0.5, 0.65), ("conv", 0, 0.4, 0.5)]
+    return [
+        {"variant": variant, "seed": seed, "case": case, "pair": "1<-2", "steps": 400, "dice": dice, **figures}
+        for variant, seed, *both in rows
+        for case, dice in zip(ablation.TEST_CASES, both, strict=True)
+    ]
+
+
+def test_every_variant_of_the_network_is_one_that_can_be_built_and_no_two_are_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "DATA", tmp_path)
+    (tmp_path / "label_maps").mkdir()
+    arguments = ablation.parse(["--data", str(tmp_path)])
+    made = [ablation.configuration(options, 0, arguments, tmp_path) for _, options in ablation.VARIANTS.values()]
+    options = [json.dumps(config.network.options, sort_keys=True) for config in made]
+    assert len(set(options)) == len(options) and {config.steps for config in made} == {400}
+
+
 def test_report_fills_its_parts_of_the_page_and_draws(tmp_path, monkeypatch):
     files = {
         "registration.json": head([r for r in made_rows() if r["method"] != "gone"]),
         "scan.json": head(scan_rows(), bandwidth_gb_s={"cpu": 14.0}),
         "stages.json": head(stage_rows()),
+        "ablation.json": head(ablation_rows()),
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -147,6 +168,7 @@ def test_report_fills_its_parts_of_the_page_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report", "--results", str(tmp_path), "--page", str(page)])
     assert report.main() == 0
     once = page.read_text(encoding="utf-8")
+    assert "| equal votes | 1.59 | 0.400 | 0.600 | 0.02 | 0.50 |" in once and "400 steps each, 2 seeds." in once
     assert "0.650" in once and "Not installed: gone" in once and "| numba | 1 | 10 |" in once
     assert report.main() == 0
     assert page.read_text(encoding="utf-8") == once

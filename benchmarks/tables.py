@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import mean, median
 
 from RegMambaLib.evaluation import text
 
@@ -186,3 +186,26 @@ def _by_run(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row["run"], []).append(row)
     return groups
+
+
+def ablation_table(rows: Sequence[Row], titles: dict[str, str]) -> str:
+    """A line for each variant of the network: Dice of each case (mean over pairs and seeds), folds, cost."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    groups: dict[str, list[Row]] = {variant: [row for row in rows if row["variant"] == variant] for variant in titles}
+    lines = []
+    for variant, mine in groups.items():
+        if not mine:
+            continue
+        dice = (mean(row["dice"] for row in mine if row["case"] == case) for case in cases)
+        lines.append(
+            [
+                titles[variant],
+                f"{mine[0]['parameters'] / 1e6:.2f}",
+                *(f"{value:.3f}" for value in dice),
+                number(mean(row["folding_percent"] for row in mine), ".2g"),
+                f"{median(row['predict_cpu_seconds'] for row in mine):.2f}",
+            ]
+        )
+    start = (mean(row["dice_start"] for row in rows if row["case"] == case) for case in cases)
+    heads = ["", "million weights", *(f"Dice, {case}" for case in cases), "folds, %", "CPU s of a prediction"]
+    return markdown(heads, [["without registration", "-", *(f"{value:.3f}" for value in start), "-", "-"], *lines])
