@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from RegMambaLib.registration.contrast import (
     CARRIED_CONTRAST,
@@ -14,7 +15,10 @@ from RegMambaLib.registration.contrast import (
     tone_curve,
     with_tones,
 )
+from RegMambaLib.registration.network import chosen_weights, shipped_weights, weights_contrast
+from RegMambaLib.registration.pipeline import register
 from RegMambaLib.registration.refine import Pair
+from RegMambaLib.registration.settings import Settings
 from RegMambaLib.spatial import fields
 
 NO_WEIGHT = np.empty((0, 0, 0), np.float32)
@@ -89,3 +93,25 @@ def test_an_alignment_sharpens_the_curve():
 def test_unrelated_images_stay_unlike():
     pair = Pair(tissue(0), tissue(1), NO_WEIGHT, active=EVERYWHERE)
     assert max(correlation(carried(pair, side), 4.0) for side in ("moving", "fixed")) < CARRIED_CONTRAST
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [(lambda v: v, "brain-t1"), (turned_over, "brain-t1"), (lambda v: tissue(9, v.shape), "general")],
+    ids=["one contrast", "turned over", "unrelated"],
+)
+def test_auto_takes_the_weights_that_know_the_contrasts_of_the_pair(other, expected):
+    volume = np.zeros((40, 44, 36), np.float32)
+    volume[6:-6, 6:-6, 6:-6] = tissue(3, (28, 32, 24))
+    moving = np.zeros_like(volume)
+    moving[6:-6, 6:-6, 6:-6] = other(volume[6:-6, 6:-6, 6:-6])
+    images = [sitk.GetImageFromArray(array) for array in (volume, moving)]
+    settings = Settings(affine="none", iterations=(), device="cpu")
+    assert register(*images, settings=settings).details["weights"] == expected
+
+
+def test_weights_that_are_named_are_taken_whatever_the_contrast():
+    assert chosen_weights("auto") == "brain-t1" and chosen_weights("auto", one_contrast=False) == "general"
+    assert chosen_weights("mine.pth", one_contrast=False) == "mine.pth"
+    assert {"brain-t1", "general"} <= set(shipped_weights())
+    assert weights_contrast("general") == "any" and weights_contrast("brain-t1") == "same"

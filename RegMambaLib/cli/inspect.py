@@ -57,7 +57,7 @@ def inspect(
             reason = found.details.get("network_skipped", "no weights were wanted")
             raise InputError(f"The network was not asked about this pair: {reason}; choose other weights or images.")
         votes = {f"level {level}": insight.votes_of_level(level) for level in insight.levels}
-        report = {"weights": settings.weights, "votes": votes}
+        report = {"weights": found.details["weights"], "votes": votes}
         (folder / "features.png").write_bytes(feature_figure(insight))
         (folder / "votes.png").write_bytes(vote_figure(insight))
         (folder / "votes.json").write_text(to_json(report), encoding="utf-8")

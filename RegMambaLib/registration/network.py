@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # mm per voxel that shipped weights were trained on; the network then sees a brain on about 80 x 96 x 80 voxels.
 NETWORK_SPACING = 2.0
+# What `weights: auto` stands for where the images show one contrast, or can be brought to one, and where they do not.
+SAME_CONTRAST_WEIGHTS, ANY_CONTRAST_WEIGHTS = "brain-t1", "general"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
 
 
@@ -37,6 +39,13 @@ def shipped_weights() -> dict[str, Path]:
     return {path.stem: path for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))}
 
 
+def chosen_weights(name: str, *, one_contrast: bool = True) -> str:
+    """The weights that a name stands for: itself, but for `auto`."""
+    if name != "auto":
+        return name
+    return SAME_CONTRAST_WEIGHTS if one_contrast else ANY_CONTRAST_WEIGHTS
+
+
 def find_weights(name: str) -> Path:
     """The file of shipped weights, or the given file.
 
@@ -49,9 +58,8 @@ def find_weights(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    raise InputError(
-        f"There are no weights {name!r}; give one of {', '.join([*shipped, 'none'])}, or a .safetensors or .pth file."
-    )
+    names = ", ".join(["auto", *shipped, "none"])
+    raise InputError(f"There are no weights {name!r}; give one of {names}, or a .safetensors or .pth file.")
 
 
 def load_weights(name: str) -> RegistrationNetwork:

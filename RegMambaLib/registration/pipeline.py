@@ -21,7 +21,7 @@ from .affine import Side, align
 from .contrast import SAME_CONTRAST, SIDES, carried, correlation, side_to_carry
 from .grid import faded, padded, working_grid
 from .inputs import check_inputs
-from .network import Prediction, helps, load_weights, network_shape, predict, weights_contrast
+from .network import Prediction, chosen_weights, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
 from .refine import Pair, refine
 from .repair import repair_and_invert
@@ -297,16 +297,17 @@ def _network(
     the other, in both ways, because which of them looks like the training images is not known; the better answer
     decides. Weights whose card says `contrast: any` are asked about the images as they are.
     """
-    details.update(weights=settings.weights, network_used=False)
-    if settings.weights == "none":
+    weights = chosen_weights(settings.weights, one_contrast=alike or side is not None)
+    details.update(weights=weights, network_used=False)
+    if weights == "none":
         return None, side
-    as_they_are = alike or weights_contrast(settings.weights) == "any"
+    as_they_are = alike or weights_contrast(weights) == "any"
     if not as_they_are and side is None:
         details["network_skipped"] = "the images differ in contrast"
         return None, side
     from ..scan import use_backend
 
-    network = load_weights(settings.weights)
+    network = load_weights(weights)
     level = pair.at(network_shape(pair.fixed.shape, spacing))
     views = [(side, level)] if as_they_are else [(choice, carried(level, choice)) for choice in SIDES]
     tried = []

@@ -41,7 +41,8 @@ class Settings:
         False, "Also start the linear stage from the principal axes (turns of more than 45 degrees)."
     )
     weights: str = _setting(
-        "brain-t1", "Network weights: a shipped name, a .safetensors or published .pth file, or none to skip."
+        "auto",
+        "Network weights: auto (by contrast), a shipped name, a .safetensors or published .pth file, or none to skip.",
     )
     metric: str = _setting("auto", "Similarity in refinement: auto (by contrast), lncc or mind.")
     window: int = _setting(5, "Side of the LNCC window, voxels (odd).", 3, 21)

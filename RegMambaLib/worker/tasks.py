@@ -100,10 +100,10 @@ def warmup(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
     settings = Settings.from_dict(request.get("settings") or {})
     emit(stage="start", share=0.0, total=0.0, eta=None)
     _keep_networks()
-    from ..registration import pipeline
+    from ..registration import network, pipeline
 
     if settings.weights != "none":
-        pipeline.load_weights(settings.weights)
+        pipeline.load_weights(network.chosen_weights(settings.weights))
     return {"weights": settings.weights}, {}
 
 
