@@ -106,6 +106,8 @@ def test_auto_takes_the_weights_that_know_the_contrasts_of_the_pair(other, expec
     moving = np.zeros_like(volume)
     moving[6:-6, 6:-6, 6:-6] = other(volume[6:-6, 6:-6, 6:-6])
     images = [sitk.GetImageFromArray(array) for array in (volume, moving)]
+    for image in images:
+        image.SetSpacing((4.0, 4.0, 4.0))
     settings = Settings(affine="none", iterations=(), device="cpu")
     assert register(*images, settings=settings).details["weights"] == expected
 
