@@ -99,7 +99,7 @@ def register(
 
     with run.stage("network"):
         device = find_device(settings.device)
-        prediction, side = _network(pair, side, alike, grid.spacing[0], settings, device, run.details)
+        prediction = _network(pair, side, alike, grid.spacing[0], settings, device, run.details)
         run.details.update(
             grid_size=list(grid.size),
             grid_spacing=grid.spacing[0],
@@ -290,39 +290,40 @@ def _label_classes(
 
 def _network(
     pair: Pair, side: str | None, alike: bool, spacing: float, settings: Settings, device: str, details: dict[str, Any]
-) -> tuple[Prediction | None, str | None]:
-    """The network's prediction, or None (no network wanted, not made for this pair, or no help for it), and the side.
+) -> Prediction | None:
+    """The network's prediction, or None: no network wanted, not made for this pair, or no help for it.
 
     Weights see pairs of the contrast they were trained on. Where the images differ, one is brought to the contrast of
     the other, in both ways, because which of them looks like the training images is not known; the better answer
-    decides. Weights whose card says `contrast: any` are asked about the images as they are.
+    counts. Refinement keeps to the side whose tones fit best. Weights whose card says `contrast: any` are asked about
+    the images as they are.
     """
     weights = chosen_weights(settings.weights, one_contrast=alike or side is not None)
     details.update(weights=weights, network_used=False)
     if weights == "none":
-        return None, side
+        return None
     as_they_are = alike or weights_contrast(weights) == "any"
     if not as_they_are and side is None:
         details["network_skipped"] = "the images differ in contrast"
-        return None, side
+        return None
     from ..scan import use_backend
 
     network = load_weights(weights)
     level = pair.at(network_shape(pair.fixed.shape, spacing))
-    views = [(side, level)] if as_they_are else [(choice, carried(level, choice)) for choice in SIDES]
+    views = [level] if as_they_are else [carried(level, choice) for choice in SIDES]
     tried = []
-    for choice, shown in views:
+    for shown in views:
         with use_backend(settings.scan):
             found = predict(
                 network, shown.fixed, shown.moving, device=device, samples=settings.samples, seed=settings.seed
             )
-        tried.append((helps(shown.fixed, shown.moving, found.displacement), found, choice))
-    (better, before, after), found, choice = max(tried, key=lambda trial: trial[0][2])
+        tried.append((helps(shown.fixed, shown.moving, found.displacement), found))
+    (better, before, after), found = max(tried, key=lambda trial: trial[0][2])
     details.update(network_similarity=[before, after], network_used=better)
     if not better:
         details["network_skipped"] = "its displacement made the images less alike"
-        return None, side
-    return found, choice
+        return None
+    return found
 
 
 def _uncertainty(prediction: Prediction | None, grid: Grid) -> np.ndarray | None:
