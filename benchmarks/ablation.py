@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from RegMambaLib.training.config import TrainingConfig
 from RegMambaLib.training.data import shrunk
 from RegMambaLib.training.trainer import run
 from RegMambaLib.training.tree import tree_from
+from RegMambaLib.training.validation import ValidationPair
 
 from .cases import CASES, DATA, jobs
 from .measure import RESULTS, Row, Store
@@ -56,20 +56,8 @@ SHRINK = 2
 STAGE = {"shape": [40, 48, 40], "spacing": 4.0}
 
 
-@dataclass(frozen=True)
-class TestPair:
-    """A real pair at 2 mm: images float32 (k, j, i) in 0..1, and their labels."""
-
-    case: str
-    name: str
-    fixed: np.ndarray
-    moving: np.ndarray
-    fixed_labels: np.ndarray
-    moving_labels: np.ndarray
-
-
-def test_pairs(data: Path) -> Iterator[TestPair]:
-    """The pairs of `TEST_CASES`, axes along S, P, L as in training."""
+def test_pairs(data: Path) -> Iterator[tuple[str, ValidationPair]]:
+    """(case, pair at 2 mm) of `TEST_CASES`, axes along S, P, L as in training."""
     import SimpleITK as sitk
 
     def array(image: sitk.Image) -> np.ndarray:
@@ -79,7 +67,7 @@ def test_pairs(data: Path) -> Iterator[TestPair]:
         for name, job in jobs(data, CASES[case], None, Path(), 1):
             images = [array(prepare(read_image(path), "given").image) for path in (job.fixed, job.moving)]
             labels = [array(read_labels(path)) for path in (job.fixed_labels, job.moving_labels)]
-            yield TestPair(case, name, images[0], images[1], labels[0], labels[1])
+            yield case, ValidationPair(name, images[0], images[1], labels[0], labels[1])
 
 
 def configuration(options: dict[str, Any], seed: int, arguments: argparse.Namespace, output: Path) -> TrainingConfig:
@@ -99,7 +87,7 @@ def configuration(options: dict[str, Any], seed: int, arguments: argparse.Namesp
     )
 
 
-def judged(network: RegistrationNetwork, pair: TestPair) -> Row:
+def judged(network: RegistrationNetwork, pair: ValidationPair) -> Row:
     """Dice of the labels at 2 mm, folded voxels and seconds of one prediction at 4 mm."""
     small = [torch.from_numpy(shrunk(image, SHRINK))[None, None] for image in (pair.moving, pair.fixed)]
     network.predict(*small)  # what is compiled, compiles now
@@ -144,8 +132,8 @@ def main() -> int:
                 seconds = time.process_time() - began
                 network = load_network(Path(made) / "weights.safetensors")
             scores = []
-            for pair in pairs:
-                row = {"variant": variant, "seed": seed, "case": pair.case, "pair": pair.name, "steps": arguments.steps}
+            for case, pair in pairs:
+                row = {"variant": variant, "seed": seed, "case": case, "pair": pair.name, "steps": arguments.steps}
                 found = judged(network, pair)
                 store.put(row | found | {"train_cpu_seconds": seconds})
                 scores.append(found["dice"])
