@@ -101,19 +101,26 @@ def test_unrelated_images_stay_unlike():
     ids=["one contrast", "turned over", "unrelated"],
 )
 def test_auto_takes_the_weights_that_know_the_contrasts_of_the_pair(other, expected):
-    volume = np.zeros((40, 44, 36), np.float32)
-    volume[6:-6, 6:-6, 6:-6] = tissue(3, (28, 32, 24))
-    moving = np.zeros_like(volume)
-    moving[6:-6, 6:-6, 6:-6] = other(volume[6:-6, 6:-6, 6:-6])
-    images = [sitk.GetImageFromArray(array) for array in (volume, moving)]
+    shape = (40, 44, 36)
+    ball = (
+        sum(((n - (size - 1) / 2) / (size / 2 - 4)) ** 2 for n, size in zip(np.indices(shape), shape, strict=True)) < 1
+    )
+    volume = tissue(3, shape)
+    images = [sitk.GetImageFromArray((array * ball).astype(np.float32)) for array in (volume, other(volume))]
     for image in images:
         image.SetSpacing((4.0, 4.0, 4.0))
     settings = Settings(affine="none", iterations=(), device="cpu")
     assert register(*images, settings=settings).details["weights"] == expected
 
 
+def test_auto_leaves_pieces_of_something_larger_to_refinement():
+    images = [sitk.GetImageFromArray(tissue(3, (20, 24, 22)).astype(np.float32)) for _ in range(2)]
+    details = register(*images, settings=Settings(affine="none", iterations=(), device="cpu")).details
+    assert details["weights"] == "none" and not details["network_used"]
+
+
 def test_weights_that_are_named_are_taken_whatever_the_contrast():
     assert chosen_weights("auto") == "brain-t1" and chosen_weights("auto", one_contrast=False) == "general"
-    assert chosen_weights("mine.pth", one_contrast=False) == "mine.pth"
+    assert chosen_weights("mine.pth", one_contrast=False, cutout=True) == "mine.pth"
     assert {"brain-t1", "general"} <= set(shipped_weights())
     assert weights_contrast("general") == "any" and weights_contrast("brain-t1") == "same"

@@ -267,14 +267,14 @@ def test_nothing_pulls_where_the_displacement_leaves_the_image_on_any_side(axis,
 def test_adam_takes_the_steps_of_its_formula(shape):
     rng = np.random.default_rng(0)
     b1, b2, epsilon = 0.9, 0.99, 1e-3
-    first, second = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
-    m, v = np.zeros((3, *shape)), np.zeros((3, *shape))
+    first, second = np.zeros((3, *shape), np.float32), np.zeros(shape, np.float32)
+    m, v = np.zeros((3, *shape)), np.zeros(shape)
     out = np.empty_like(first)
     for n in range(1, 6):
         gradient = rng.normal(size=(3, *shape)).astype(np.float32)
         numbers = (np.float32(value) for value in (b1, b2, 1 / (1 - b1**n), 1 / (1 - b2**n), epsilon))
         largest = kernels.adam(gradient, first, second, *numbers, whole(shape), out)
-        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient.astype(np.float64) ** 2
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * np.square(gradient, dtype=np.float64).sum(0)
         expected = m / (1 - b1**n) / (np.sqrt(v / (1 - b2**n)) + epsilon)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(largest, np.sqrt(np.square(expected).sum(0).max()), rtol=1e-4)
@@ -283,5 +283,15 @@ def test_adam_takes_the_steps_of_its_formula(shape):
 def test_adam_rests_where_there_is_no_gradient():
     zero, out = np.zeros((3, 3, 3, 3), np.float32), np.ones((3, 3, 3, 3), np.float32)
     numbers = (np.float32(value) for value in (0.9, 0.99, 10.0, 100.0, 1e-20))
-    assert kernels.adam(zero, zero.copy(), zero.copy(), *numbers, whole((3, 3, 3)), out) == 0
+    assert kernels.adam(zero, zero.copy(), zero[0].copy(), *numbers, whole((3, 3, 3)), out) == 0
     assert not out.any()
+
+
+def test_the_longest_vector_is_looked_for_within_the_spans():
+    vectors = np.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype(np.float32)
+    lengths = np.sqrt(np.square(vectors).sum(0))
+    assert kernels.longest(vectors, whole((4, 5, 6))) == pytest.approx(lengths.max(), rel=1e-6)
+    spans = np.zeros((4, 5, 2), np.int32)
+    assert kernels.longest(vectors, spans) == 0
+    spans[2, 1] = 1, 4
+    assert kernels.longest(vectors, spans) == pytest.approx(lengths[2, 1, 1:4].max(), rel=1e-6)

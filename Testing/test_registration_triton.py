@@ -54,7 +54,7 @@ def record(monkeypatch):
     triton_steps.channel_force(u, u, u, fixed)
     triton_steps.label_force(labels, labels, torch.ones(2), u, inside)
     triton_steps.smooth(u, torch.ones(3), inside)
-    triton_steps.compose(u, *triton_steps.adam(u, u, u, 1, u[0, 0, 0, 0]), 0.7)
+    triton_steps.compose(u, *triton_steps.adam(u, u, u[0], 1, u[0, 0, 0, 0]), 0.7)
     return launches
 
 

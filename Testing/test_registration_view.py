@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from conftest import linear, made_grid, made_head
 
 from RegMambaLib.registration.preprocess import prepare
-from RegMambaLib.registration.view import field_of_view, similarity_weight
+from RegMambaLib.registration.view import field_of_view, is_cutout, similarity_weight
 from RegMambaLib.spatial.grid import Grid
 from RegMambaLib.spatial.itk import affine_transform
 
@@ -56,6 +56,13 @@ def test_anatomy_that_goes_on_beyond_the_image_is_cut_there():
 def test_a_cut_out_in_padding_is_seen_up_to_its_faces(padding):
     box = (slice(8, 30), slice(10, 34), slice(6, 31))
     assert field_of_view(side(cut_out(textured(), box, padding))) == box
+
+
+def test_only_a_piece_that_is_cut_on_all_sides_is_a_cutout():
+    assert is_cutout(side(textured()))
+    assert is_cutout(side(cut_out(textured(), (slice(8, 30), slice(10, 34), slice(6, 31)))))
+    assert not is_cutout(side(head()))
+    assert not is_cutout(side(np.concatenate([head()[18:], np.zeros_like(head()[:18])])))
 
 
 def test_the_box_is_open_where_padding_cuts_nothing_off():

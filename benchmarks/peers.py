@@ -172,7 +172,9 @@ def run_elastix(task: Task) -> Found:
 
     fixed, moving = itk_image(task.fixed), itk_image(task.moving)
     linear, start = np.eye(4), {}
-    options = {"number_of_threads": task.job.threads, "log_to_console": False}
+    # Its own option `number_of_threads` above 1 ends it with a segmentation fault (ITKElastix issue 160).
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(task.job.threads)
+    options = {"log_to_console": False}
     if not task.job.aligned:
         with task.step("linear"):
             maps = itk.ParameterObject.New()

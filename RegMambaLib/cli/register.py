@@ -99,6 +99,9 @@ def register(
         with stages.stage("start"):  # torch and numba
             from ..registration.pipeline import register as run
             from ..registration.warmup import is_compiled
+
+            if settings.device != "cpu" or settings.weights != "none":
+                import torch  # noqa: F401 - a second, which is no part of the registration
         if not is_compiled() and not quiet:
             typer.echo(COMPILING, err=True)
         registration = run(**vars(inputs), settings=settings, progress=stages)

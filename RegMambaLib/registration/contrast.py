@@ -33,13 +33,17 @@ TONES, TONE_BLUR = 64, 2.0
 def correlation(pair: Pair, spacing: float) -> float:
     """Correlation of the intensities of an aligned pair, at about 4 mm; 1 where there is too little to tell.
 
+    The rim of the anatomy does not count: there both images rise from the background, whatever they show.
+
     Args:
         spacing: mm per voxel of the pair.
     """
+    from scipy.ndimage import binary_erosion
+
     factor = max(1.0, CONTRAST_SPACING / spacing)
     z, y, x = (max(8, round(n / factor)) for n in pair.fixed.shape)
     f, m = (shrink(a, (z, y, x)) for a in (pair.fixed, pair.moving))
-    both = (f > 0.1) & (m > 0.1)
+    both = binary_erosion((f > 0.1) & (m > 0.1), np.ones((3, 3, 3)), border_value=1)
     if both.sum() < 100 or f[both].std() < 1e-6 or m[both].std() < 1e-6:
         return 1.0
     return float(np.corrcoef(f[both], m[both])[0, 1])

@@ -9,17 +9,19 @@ from ..spatial import fields
 from ..spatial import kernels as spatial_kernels
 from ..spatial.fields import gaussian_taps
 from . import kernels, lncc_kernels
-from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair, total_smoothing
+from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair
 from .settings import Settings
 
 # Voxels beyond the active region in which the displacement may still fade out, at every level.
-MARGIN = 4
+MARGIN = 1
 
 
 class NumbaEngine:
     """Holds a level's buffers; every array is float32 and (3, k, j, i) or (k, j, i)."""
 
-    def __init__(self, pair: Pair, start: np.ndarray, settings: Settings, metric: str) -> None:
+    def __init__(
+        self, pair: Pair, start: np.ndarray, settings: Settings, metric: str, floor: float = ADAM_FLOOR
+    ) -> None:
         shape = pair.fixed.shape
         self.pair = pair
         self.settings = settings
@@ -30,12 +32,12 @@ class NumbaEngine:
         # Outside the spans u stays as it came: the buffer holds it there, so that smoothing meets no edge.
         self.buffer = self.u.copy()
         self.first = np.zeros_like(self.u)
-        self.second = np.zeros_like(self.u)
+        self.second = np.zeros(shape, np.float32)
         self.update_taps = gaussian_taps(settings.smooth_update)
-        self.total_taps = gaussian_taps(total_smoothing(settings, metric))
+        self.total_taps = gaussian_taps(settings.smooth_total)
         self.radius = settings.window // 2
         self.iteration = 0
-        self.floor = 0.0
+        self.share, self.floor = floor, 0.0
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             self.pull = np.zeros_like(self.u)
@@ -56,8 +58,7 @@ class NumbaEngine:
             self._add_label_force()
         self._smooth(self.force, self.update_taps, self.buffer)
         if self.iteration == 1:
-            inside = np.abs(self.buffer).max(axis=0)[fields.within(self.spans, self.u.shape[3])]
-            self.floor = ADAM_FLOOR * float(inside.max(initial=0)) + 1e-20
+            self.floor = self.share * kernels.longest(self.buffer, self.spans) + 1e-20
         beta1, beta2 = ADAM_BETAS
         largest = kernels.adam(
             self.buffer,

@@ -16,7 +16,7 @@ from ..spatial import fields
 from ..spatial.fields import gaussian_taps
 from . import torch_steps
 from .engine_numba import level_spans
-from .refine import ADAM_FLOOR, Pair, total_smoothing
+from .refine import ADAM_FLOOR, Pair
 from .settings import Settings
 
 _TRITON = f"{__package__}.triton_steps"
@@ -28,14 +28,22 @@ class TorchEngine:
     An iteration only gives the device work and never waits for it.
     """
 
-    def __init__(self, pair: Pair, start: np.ndarray, settings: Settings, metric: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        start: np.ndarray,
+        settings: Settings,
+        metric: str,
+        device: str = "cpu",
+        floor: float = ADAM_FLOOR,
+    ) -> None:
         def put(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.array(array)).to(device)  # a copy: u is not to change the start
 
         self.settings, self.metric = settings, metric
         self.steps = steps_for(torch.device(device))
         self.u = put(np.asarray(start, np.float32))
-        self.first, self.second = torch.zeros_like(self.u), torch.zeros_like(self.u)
+        self.first, self.second = torch.zeros_like(self.u), torch.zeros_like(self.u[0])
         inside = fields.within(level_spans(pair), self.u.shape[3])
         self.inside = put(inside)
         self.weight = put(pair.weight * inside if pair.weight.size else inside.astype(np.float32))
@@ -51,10 +59,10 @@ class TorchEngine:
             self.fixed_labels, self.moving_labels = put(pair.fixed_labels), put(pair.moving_labels)
             self.count = put(np.bincount(pair.fixed_labels[inside], minlength=pair.labels).astype(np.float32))
         self.update_taps = put(gaussian_taps(settings.smooth_update))
-        self.total_taps = put(gaussian_taps(total_smoothing(settings, metric)))
+        self.total_taps = put(gaussian_taps(settings.smooth_total))
         self.no_smoothing = torch.zeros_like(self.total_taps)
         self.no_smoothing[self.total_taps.numel() // 2] = 1
-        self.floor = torch.zeros((), device=device)
+        self.share, self.floor = floor, torch.zeros((), device=device)
         self.iteration = 0
 
     def step(self) -> torch.Tensor:
@@ -68,7 +76,7 @@ class TorchEngine:
             force = self._with_labels(force)
         force = self.steps.smooth(force, self.update_taps, self.inside)
         if self.iteration == 1:
-            self.floor = ADAM_FLOOR * force.abs().amax() + 1e-20
+            self.floor = self.share * force.square().sum(0).amax().sqrt() + 1e-20
         direction, largest = self.steps.adam(force, self.first, self.second, self.iteration, self.floor)
         moved = self.steps.compose(self.u, direction, largest, self.settings.step)
         # When nothing pulls anywhere, u stays as it is.

@@ -116,15 +116,9 @@ def _average(mean, keep, value):
 
 
 @njit(**HELPER)
-def _average_square(mean, keep, value):
-    for x in range(mean.size):
-        mean[x] = keep * mean[x] + (ONE - keep) * value[x] * value[x]
-
-
-@njit(**HELPER)
-def _adam_row(first, second, correction1, correction2, epsilon, out):
+def _adam_row(first, correction, scale, out):
     for x in range(out.size):
-        out[x] = first[x] * correction1 / (np.sqrt(second[x] * correction2) + epsilon)
+        out[x] = first[x] * correction * scale[x]
 
 
 @njit(**HELPER)
@@ -133,28 +127,62 @@ def _add_square(total, row):
         total[x] += row[x] * row[x]
 
 
+@njit(**HELPER)
+def _scale(second, correction, floor, out):
+    for x in range(out.size):
+        out[x] = ONE / (np.sqrt(second[x] * correction) + floor)
+
+
 @njit(**OPTIONS)
-def adam(gradient, first, second, beta1, beta2, correction1, correction2, epsilon, spans, out):
-    """Adam's direction (Kingma and Ba 2015) into `out`; moments updated in place; returns the largest step length."""
+def adam(gradient, first, second, beta1, beta2, correction1, correction2, floor, spans, out):
+    """Adam's direction into `out`, with one second moment per voxel; returns the largest step length.
+
+    Adam (Kingma and Ba 2015) scales every component by its own second moment, which turns directions towards the
+    diagonals of the grid. Here the moment is that of the length, so the direction stays.
+
+    Args:
+        first, second: (3, k, j, i) and (k, j, i), updated in place.
+        correction1, correction2: of the moments' bias, 1 / (1 - beta^iteration).
+        floor: added to the root of the second moment.
+    """
     Z, Y, X = gradient.shape[1:]
     largest = np.zeros(Z, np.float32)
     for z in prange(Z):
-        squares = np.empty(X, np.float32)
+        room = np.empty((2, X), np.float32)
         top = ZERO
         for y in range(Y):
             low, high = spans[z, y, 0], spans[z, y, 1]
             if low >= high:
                 continue
-            lengths = squares[: high - low]
+            lengths, scale, v = room[0, : high - low], room[1, : high - low], second[z, y, low:high]
             lengths[:] = ZERO
             for k in range(3):
-                g, m, v = gradient[k, z, y, low:high], first[k, z, y, low:high], second[k, z, y, low:high]
+                _add_square(lengths, gradient[k, z, y, low:high])
+                _average(first[k, z, y, low:high], beta1, gradient[k, z, y, low:high])
+            _average(v, beta2, lengths)
+            _scale(v, correction2, floor, scale)
+            lengths[:] = ZERO
+            for k in range(3):
                 target = out[k, z, y, low:high]
-                _average(m, beta1, g)
-                _average_square(v, beta2, g)
-                _adam_row(m, v, correction1, correction2, epsilon, target)
+                _adam_row(first[k, z, y, low:high], correction1, scale, target)
                 _add_square(lengths, target)
             for x in range(lengths.size):
                 top = max(top, lengths[x])
         largest[z] = top
+    return np.sqrt(largest.max())
+
+
+@njit(**OPTIONS)
+def longest(vectors, spans):
+    """The largest length of the (3, k, j, i) vectors within the spans; 0 where there are none."""
+    Z, Y, X = vectors.shape[1:]
+    largest = np.zeros(Z, np.float32)
+    for z in prange(Z):
+        lengths = np.empty(X, np.float32)
+        for y in range(Y):
+            low, high = spans[z, y, 0], spans[z, y, 1]
+            lengths[:] = ZERO
+            for k in range(3):
+                _add_square(lengths[: high - low], vectors[k, z, y, low:high])
+            largest[z] = max(largest[z], lengths.max())
     return np.sqrt(largest.max())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +24,19 @@ from .refine import Pair, refine
 from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
-from .view import similarity_weight
+from .view import is_cutout, similarity_weight
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 Progress = Callable[[str, float], None]
 
+# Factors on the smoothing of the displacement where images differ in contrast. MIND-SSC forces are rougher than those
+# of LNCC, most of all where noise is what differs; and however well one image is brought to the contrast of the other,
+# what they do not share pulls too.
+MIND_SMOOTHING, CARRIED_SMOOTHING = 2.25, 1.5
 # Voxels around the anatomy that refinement still looks at.
-RIM = 5
+RIM = 3
 
 
 def register(
@@ -70,8 +71,6 @@ def register(
     use_threads(settings.threads)
     if settings.device != "auto":
         find_device(settings.device)
-    if settings.device != "cpu" or settings.weights != "none":
-        _import_torch_meanwhile()
     run = _Run(progress)
 
     with run.stage("preprocess"):
@@ -99,7 +98,11 @@ def register(
 
     with run.stage("network"):
         device = find_device(settings.device)
-        prediction = _network(pair, side, alike, grid.spacing[0], settings, device, run.details)
+        weights = chosen_weights(
+            settings.weights, one_contrast=alike or side is not None, cutout=any(map(is_cutout, sides))
+        )
+        run.details.update(weights=weights, network_used=False)
+        prediction = _network(weights, pair, side, alike, grid.spacing[0], settings, device, run.details)
         run.details.update(
             grid_size=list(grid.size),
             grid_spacing=grid.spacing[0],
@@ -112,7 +115,8 @@ def register(
         start = prediction.displacement if prediction else None
         if side and metric == "lncc":
             pair = carried(pair, side, start)
-        u = refine(pair, settings, start=start, metric=metric, device=device, progress=run.report)
+        smoothing = MIND_SMOOTHING if metric == "mind" else CARRIED_SMOOTHING if side else 1.0
+        u = refine(pair, settings, start=start, metric=metric, smoothing=smoothing, device=device, progress=run.report)
 
     with run.stage("repair"):
         uncertainty = _uncertainty(prediction, grid)
@@ -151,17 +155,6 @@ def use_threads(threads: int) -> None:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _import_torch_meanwhile() -> None:
-    """Import torch in the background: it takes a second or more, and is needed only after the linear stage."""
-
-    def load() -> None:
-        with suppress(Exception):  # whoever needs torch imports it again, and hears what is wrong
-            importlib.import_module("torch")
-
-    if "torch" not in sys.modules:
-        threading.Thread(target=load, daemon=True).start()
 
 
 def find_device(name: str) -> str:
@@ -289,7 +282,14 @@ def _label_classes(
 
 
 def _network(
-    pair: Pair, side: str | None, alike: bool, spacing: float, settings: Settings, device: str, details: dict[str, Any]
+    weights: str,
+    pair: Pair,
+    side: str | None,
+    alike: bool,
+    spacing: float,
+    settings: Settings,
+    device: str,
+    details: dict[str, Any],
 ) -> Prediction | None:
     """The network's prediction, or None: no network wanted, not made for this pair, or no help for it.
 
@@ -298,8 +298,6 @@ def _network(
     counts. Refinement keeps to the side whose tones fit best. Weights whose card says `contrast: any` are asked about
     the images as they are.
     """
-    weights = chosen_weights(settings.weights, one_contrast=alike or side is not None)
-    details.update(weights=weights, network_used=False)
     if weights == "none":
         return None
     as_they_are = alike or weights_contrast(weights) == "any"

@@ -8,28 +8,27 @@ far, and the whole is smoothed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, SupportsFloat
 
 import numpy as np
 
 from ..spatial import fields
-from .settings import Settings
+from .settings import LARGEST_SIGMA, Settings
 
 Progress = Callable[[float], None]
 
 # Sums over a window of images scaled to [0, 1]: well below tissue contrast, above interpolation noise.
 LNCC_EPSILON = 1e-5
-ADAM_BETAS = (0.8, 0.95)
-# Share of the largest gradient below which Adam no longer amplifies it: keeps quiet regions quiet.
-ADAM_FLOOR = 1e-4
+ADAM_BETAS = (0.6, 0.99)
+# Share of the largest force below which Adam no longer amplifies it: forces that weak are mostly noise. The coarsest
+# level, which finds the way, listens to weaker ones.
+ADAM_FLOOR, COARSE_FLOOR = 0.05, 0.01
+# How much more the coarsest level smooths its updates.
+COARSE_UPDATE = 1.4
 # Voxels along an axis below which no level goes: a window of five would see a third of the anatomy at once, and on
 # cut-outs of 40 mm such a level led away from the answer as often as to it.
 COARSEST = 16
-# MIND-SSC forces are rougher than those of LNCC, most of all where noise is what differs. Smoothing the displacement
-# this much more costs up to .01 of Dice on clean images, takes 40 % off the spread of the log Jacobian, and brings .04
-# on noisy ones.
-MIND_SMOOTHING = 2.25
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ def refine(
     *,
     start: np.ndarray | None = None,
     metric: str = "lncc",
+    smoothing: float = 1.0,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -91,19 +91,21 @@ def refine(
     Args:
         start: displacement to begin with, on any resolution over the same extent.
         metric: "lncc" (same contrast) or "mind" (any contrast).
+        smoothing: factor on `smooth_total`, for images that are less alike.
         device: "cpu" (numba) or a torch device.
         progress: called with the share done, in [0, 1]; may raise to cancel.
     """
     shapes = level_shapes(pair.fixed.shape, len(settings.iterations))
     work = [n * int(np.prod(shape)) for n, shape in zip(settings.iterations, shapes, strict=True)]
     total, done = max(sum(work), 1), 0
-    u = start
+    u, coarsest, floor = start, True, COARSE_FLOOR
     for shape, iterations in zip(shapes, settings.iterations, strict=True):
         if iterations == 0:
             continue
         level = pair.at(shape)
         u = np.zeros((3, *shape), np.float32) if u is None else to_shape(u, shape)
-        engine = _engine(device, level, u, settings, metric)
+        engine = _engine(device, level, u, level_settings(settings, coarsest, smoothing), metric, floor)
+        coarsest, floor = False, ADAM_FLOOR
         for _ in range(iterations):
             engine.step()
             done += int(np.prod(shape))
@@ -124,9 +126,13 @@ def level_shapes(shape: tuple[int, ...], levels: int) -> list[tuple[int, int, in
     return shapes
 
 
-def total_smoothing(settings: Settings, metric: str) -> float:
-    """Sigma in voxels by which the displacement is smoothed after every step."""
-    return settings.smooth_total * (MIND_SMOOTHING if metric == "mind" else 1.0)
+def level_settings(settings: Settings, coarsest: bool, smoothing: float) -> Settings:
+    """The settings of one level; `smoothing` is a factor on `smooth_total`."""
+    return replace(
+        settings,
+        smooth_update=min(settings.smooth_update * (COARSE_UPDATE if coarsest else 1.0), LARGEST_SIGMA),
+        smooth_total=min(settings.smooth_total * smoothing, LARGEST_SIGMA),
+    )
 
 
 def shrink(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -152,11 +158,11 @@ def to_shape(u: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return u if u.shape[1:] == shape else fields.resize_displacement(u, (z, y, x))
 
 
-def _engine(device: str, level: Pair, u: np.ndarray, settings: Settings, metric: str) -> Engine:
+def _engine(device: str, level: Pair, u: np.ndarray, settings: Settings, metric: str, floor: float) -> Engine:
     if device == "cpu":
         from .engine_numba import NumbaEngine
 
-        return NumbaEngine(level, u, settings, metric)
+        return NumbaEngine(level, u, settings, metric, floor)
     from .engine_torch import TorchEngine
 
-    return TorchEngine(level, u, settings, metric, device)
+    return TorchEngine(level, u, settings, metric, device, floor)

@@ -15,6 +15,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "metric": ("auto", "lncc", "mind"),
     "scan": ("auto", "numba", "torch", "triton", "mamba_ssm"),
 }
+# Largest Gaussian, voxels.
+LARGEST_SIGMA = 10.0
 KINDS: dict[Any, str] = {
     str: "text",
     bool: "true or false",
@@ -50,11 +52,15 @@ class Settings:
         0.0, "Voxel size of the working grid, mm; 0 takes the fixed image's, coarser for very large ones.", 0, 20
     )
     iterations: tuple[int, ...] = _setting(
-        (20, 20, 12), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
+        (30, 20, 6), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
     )
-    step: float = _setting(0.7, "Largest refinement step, voxels of the level.", 0.01, 2.0)
-    smooth_update: float = _setting(1.4, "Gaussian smoothing of each refinement update, voxels (sigma).", 0, 10)
-    smooth_total: float = _setting(0.8, "Gaussian smoothing of the whole displacement, voxels (sigma).", 0, 10)
+    step: float = _setting(0.85, "Largest refinement step, voxels of the level.", 0.01, 2.0)
+    smooth_update: float = _setting(
+        1.0, "Gaussian smoothing of each refinement update, voxels (sigma).", 0, LARGEST_SIGMA
+    )
+    smooth_total: float = _setting(
+        0.7, "Gaussian smoothing of the whole displacement, voxels (sigma).", 0, LARGEST_SIGMA
+    )
     guide: bool = _setting(False, "Let the given label maps pull too (soft Dice).")
     guide_weight: float = _setting(1.0, "Weight of label guidance against image similarity.", 0, 100)
     repair: bool = _setting(True, "Remove every remaining fold locally at the end.")

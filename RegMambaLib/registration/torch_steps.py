@@ -152,15 +152,16 @@ def smooth(field: torch.Tensor, taps: torch.Tensor, inside: torch.Tensor) -> tor
 def adam(
     gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, iteration: int, floor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adam's direction (Kingma and Ba 2015) and its largest length; the moments are updated in place.
+    """Adam's direction with one second moment per voxel, and its largest length; see `kernels.adam`.
 
     Args:
+        first, second: moments, (3, k, j, i) and (k, j, i), updated in place.
         iteration: from 1, for the correction of the moments' bias.
         floor: 0-d, added to the root of the second moment.
     """
     beta1, beta2 = ADAM_BETAS
     first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    second.lerp_(gradient.square().sum(0), 1 - beta2)
     direction = first / (1 - beta1**iteration) / ((second / (1 - beta2**iteration)).sqrt_() + floor)
     return direction, direction.square().sum(0).amax().sqrt()
 

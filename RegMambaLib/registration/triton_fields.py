@@ -151,18 +151,21 @@ def adam(
 ):  # fmt: skip
     """Adam's direction of (3, k, j, i); moments in place. `largest` takes each block's largest squared length."""
     index, mask = voxels(n, BLOCK)
-    epsilon = tl.load(floor)
+    length = tl.zeros([BLOCK], tl.float32)
+    for k in tl.static_range(3):
+        g = tl.load(gradient + layer(0, k, n) + index, mask=mask, other=0.0)
+        length += g * g
+    v = beta2 * tl.load(second + index, mask=mask, other=0.0) + (1 - beta2) * length
+    tl.store(second + index, v, mask=mask)
+    scale = correction1 / (tl.sqrt(v * correction2) + tl.load(floor))
     square = tl.zeros([BLOCK], tl.float32)
     for k in tl.static_range(3):
         at = layer(0, k, n) + index
         g = tl.load(gradient + at, mask=mask, other=0.0)
         m = beta1 * tl.load(first + at, mask=mask, other=0.0) + (1 - beta1) * g
-        v = beta2 * tl.load(second + at, mask=mask, other=0.0) + (1 - beta2) * g * g
-        step = m * correction1 / (tl.sqrt(v * correction2) + epsilon)
         tl.store(first + at, m, mask=mask)
-        tl.store(second + at, v, mask=mask)
-        tl.store(out + at, step, mask=mask)
-        square += tl.where(mask, step * step, 0.0)
+        tl.store(out + at, m * scale, mask=mask)
+        square += tl.where(mask, m * scale * m * scale, 0.0)
     tl.store(largest + tl.program_id(0), tl.max(square, 0))
 
 

@@ -2,9 +2,9 @@
 
 What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours along an
 axis and in a cell are read again from the caches): LNCC 45 (warp 5; three passes over the products 5, 6 and 9; three
-over the coefficients 6, 6 and 8), smoothing the force 18, Adam 18, composition 9, smoothing the displacement 18, and
-1 for `inside`. Together 109 volumes or 436 bytes per voxel: 2.1 GB for 160 x 192 x 160 voxels, less where voxels are
-not inside. MIND-SSC has 31 in place of 45; labels add 13. The most that is held at once is 30 volumes (0.6 GB there),
+over the coefficients 6, 6 and 8), smoothing the force 18, Adam 14, composition 9, smoothing the displacement 18, and
+1 for `inside`. Together 105 volumes or 420 bytes per voxel: 2.1 GB for 160 x 192 x 160 voxels, less where voxels are
+not inside. MIND-SSC has 31 in place of 45; labels add 13. The most that is held at once is 28 volumes (0.6 GB there),
 24 more with MIND-SSC. An iteration is about 20 launches, of which none waits for another's result on the host.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
@@ -46,7 +46,7 @@ def check() -> None:
         "channel_force": (first, second, u, weight),
         "label_force": (*labels, count, u, inside),
         "smooth": (u, scalar.new_tensor([0.25, 0.5, 0.25]), inside),
-        "adam": (direction, first, second, 2, scalar),
+        "adam": (direction, first, weight.clone(), 2, scalar),
         "compose": (u, direction, scalar, 0.7),
     }
     for name, inputs in examples.items():

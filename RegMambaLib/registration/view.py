@@ -66,20 +66,33 @@ def field_of_view(side: Prepared) -> tuple[slice, slice, slice] | None:
     Faces are those of the image, or of what is left of it without padding of one value. At faces that cut nothing off
     the box is as large as the image.
     """
+    inner, cut = _cut_faces(side)
+    sizes = side.image.GetSize()[::-1]
+    box = [
+        slice(span.start if low else 0, span.stop if high else size)
+        for size, span, (low, high) in zip(sizes, inner, cut, strict=True)
+    ]
+    return (box[0], box[1], box[2]) if any(map(any, cut)) else None
+
+
+def is_cutout(side: Prepared) -> bool:
+    """Whether the image shows a piece of something larger: anatomy is cut off on all sides."""
+    return all(map(all, _cut_faces(side)[1]))
+
+
+def _cut_faces(side: Prepared) -> tuple[tuple[slice, slice, slice], list[tuple[bool, bool]]]:
+    """The box (k, j, i) of the image without padding, and for each axis whether its two faces cut anatomy off."""
     import SimpleITK as sitk
 
     image = sitk.GetArrayViewFromImage(side.image)
     inner = _without_padding(image)
     anatomy = side.foreground()[inner]
-    box, cut = [], False
+    cut = []
     for axis, (size, span) in enumerate(zip(image.shape, inner, strict=True)):
-        ends = []
-        for plane, padded in ((0, span.start > 0), (-1, span.stop < size)):
-            share = float(np.take(anatomy, plane, axis=axis).mean())
-            ends.append(share > (CUT_OFF_BY_PADDING if padded else CUT_OFF))
-        cut = cut or any(ends)
-        box.append(slice(span.start if ends[0] else 0, span.stop if ends[1] else size))
-    return (box[0], box[1], box[2]) if cut else None
+        low, high = (float(np.take(anatomy, plane, axis=axis).mean()) for plane in (0, -1))
+        limits = [CUT_OFF_BY_PADDING if padded else CUT_OFF for padded in (span.start > 0, span.stop < size)]
+        cut.append((low > limits[0], high > limits[1]))
+    return inner, cut
 
 
 def _without_padding(image: np.ndarray) -> tuple[slice, slice, slice]:
