@@ -12,6 +12,7 @@ from RegMambaLib.registration.contrast import (
     TONES,
     carried,
     correlation,
+    side_to_carry,
     tone_curve,
     with_tones,
 )
@@ -88,6 +89,17 @@ def test_an_alignment_sharpens_the_curve():
     truth = np.roll(image, 3, axis=1)
     rough, sharp = carried(pair, "moving"), carried(pair, "moving", shift)
     assert np.abs(sharp.moving - truth).mean() < np.abs(rough.moving - truth).mean()
+
+
+def test_the_image_that_tells_more_is_carried():
+    image = tissue()
+    shift = np.zeros((3, *image.shape), np.float32)
+    shift[1] = 3
+    folded = (0.1 + 1.6 * np.abs(image - 0.5)).astype(np.float32)  # dark and bright tissue look alike
+    for moving in (folded, np.roll(folded, 3, axis=1)):
+        displacement = None if moving is folded else shift
+        assert side_to_carry(Pair(image, moving, NO_WEIGHT, active=EVERYWHERE), 2.0, displacement) == "fixed"
+    assert side_to_carry(Pair(folded, image, NO_WEIGHT, active=EVERYWHERE), 2.0) == "moving"
 
 
 def test_unrelated_images_stay_unlike():

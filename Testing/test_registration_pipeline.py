@@ -292,8 +292,8 @@ def bend_error(result):
 def test_another_contrast_is_brought_to_that_of_the_other_image(near_pair):
     fixed, moving = near_pair
     result = register(fixed, other_contrast(moving), settings=ALIGNED)
-    assert result.details["metric"] == "lncc" and result.details["contrast_carried"] == "moving"
-    assert bend_error(result) < 0.7
+    assert result.details["metric"] == "lncc" and result.details["contrast_carried"] == "fixed"
+    assert bend_error(result) < 0.3
     assert result.jacobian.min() > 0
 
 

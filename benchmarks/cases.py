@@ -127,7 +127,17 @@ CASES = {
         "OpenKBP, head and neck CT, 128 x 128 x 128 at about 4 x 4 x 2.5 mm, not aligned",
         "pt_{}_ct.nii.gz",
         "pt_{}_oar7.nii.gz",
-        (("004", "034"), ("013", "031")),
+        # Two pairs, and every patient once as fixed image with the next one as moving image.
+        (
+            ("004", "034"),
+            ("013", "031"),
+            ("004", "013"),
+            ("013", "017"),
+            ("017", "022"),
+            ("022", "031"),
+            ("031", "034"),
+            ("034", "004"),
+        ),
         aligned=False,
         air=-1024.0,
     ),

@@ -85,22 +85,33 @@ def carried(pair: Pair, side: str, displacement: np.ndarray | None = None) -> Pa
         side: of `SIDES`, whose contrast changes.
         displacement: aligns the moving image for the tone curve, (3, k, j, i) voxels over the same extent.
     """
-    fixed, moving = pair.fixed, pair.moving
-    if displacement is not None:
-        z, y, x = displacement.shape[1:]
-        level = pair.at((z, y, x))
-        fixed, moving = level.fixed, fields.warp(level.moving, displacement)
+    known = aligned(pair, displacement)
     if side == "moving":
-        return replace(pair, moving=with_tones(pair.moving, tone_curve(moving, fixed)))
-    return replace(pair, fixed=with_tones(pair.fixed, tone_curve(fixed, moving)))
+        return replace(pair, moving=with_tones(pair.moving, tone_curve(known.moving, known.fixed)))
+    return replace(pair, fixed=with_tones(pair.fixed, tone_curve(known.fixed, known.moving)))
 
 
-def side_to_carry(pair: Pair, spacing: float) -> str | None:
+def aligned(pair: Pair, displacement: np.ndarray | None) -> Pair:
+    """The pair with its moving image warped, on the grid of the displacement (3, k, j, i); itself without one."""
+    if displacement is None:
+        return pair
+    z, y, x = displacement.shape[1:]
+    level = pair.at((z, y, x))
+    return replace(level, moving=fields.warp(level.moving, displacement))
+
+
+def side_to_carry(pair: Pair, spacing: float, displacement: np.ndarray | None = None) -> str | None:
     """Of images that differ in contrast, the one better brought to the other's; None where that says too little.
+
+    Where two tissues look alike in one image only, it is the other that can be carried; the closer the alignment, the
+    better that shows.
 
     Args:
         spacing: mm per voxel of the pair.
+        displacement: aligns the moving image, see `carried`.
     """
+    size, pair = pair.fixed.shape[0], aligned(pair, displacement)
+    spacing *= size / pair.fixed.shape[0]
     fits = {side: correlation(carried(pair, side), spacing) for side in SIDES}
     side = max(SIDES, key=fits.__getitem__)
     return side if fits[side] > CARRIED_CONTRAST else None
