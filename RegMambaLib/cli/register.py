@@ -96,14 +96,15 @@ def register(
     with staged(output, OUTPUTS, overwrite=overwrite) as folder, Stages(quiet=quiet) as stages:
         with stages.stage("read"):
             inputs = _read({name: path for name, path in paths.items() if path})
-        with stages.stage("start"):  # torch and numba
+        with stages.stage("start"):
             from ..registration.pipeline import register as run
-            from ..registration.warmup import is_compiled
+            from ..registration.warmup import is_compiled, load_kernels
 
+            if not is_compiled() and not quiet:
+                typer.echo(COMPILING, err=True)
+            load_kernels()
             if settings.device != "cpu" or settings.weights != "none":
                 import torch  # noqa: F401 - a second, which is no part of the registration
-        if not is_compiled() and not quiet:
-            typer.echo(COMPILING, err=True)
         registration = run(**vars(inputs), settings=settings, progress=stages)
         with stages.stage("write"):
             moved_labels = _write(registration, inputs, folder)

@@ -21,6 +21,16 @@ def is_compiled() -> bool:
     return any(folder.glob(f"lncc_kernels.{lncc_force.__name__}-*.nbi"))
 
 
+def load_kernels() -> None:
+    """Bring the compiled kernels that every registration on the CPU uses from disk, or compile them."""
+    from .refine import Pair, refine
+    from .repair import repair_and_invert
+
+    volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
+    pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32))
+    repair_and_invert(refine(pair, Settings(iterations=(1, 1))), 1.0)
+
+
 def compile_kernels() -> None:
     """Register a small made-up pair in the ways that use different kernels: network, LNCC, MIND, labels."""
     import SimpleITK as sitk

@@ -94,11 +94,13 @@ def info(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
 
 
 def warmup(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
-    """Load torch, numba and the network of the settings, so that the first registration starts at once."""
+    """Load torch, numba, its kernels and the network of the settings, so that the first registration starts at once."""
     from ..registration.settings import Settings
+    from ..registration.warmup import load_kernels
 
     settings = Settings.from_dict(request.get("settings") or {})
     emit(stage="start", share=0.0, total=0.0, eta=None)
+    load_kernels()
     _keep_networks()
     from ..registration import network, pipeline
 
