@@ -12,6 +12,7 @@ Settings were tried on a pair that is not part of the benchmark (Mindboggle 1<-4
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +171,7 @@ def run_elastix(task: Task) -> Found:
     """Elastix: its default affine map, then cubic B-splines with `ELASTIX_SPLINE`."""
     import itk
 
+    os.chdir(task.job.folder)  # transformix leaves a deformationField.nii where it runs
     fixed, moving = itk_image(task.fixed), itk_image(task.moving)
     linear, start = np.eye(4), {}
     # Its own option `number_of_threads` above 1 ends it with a segmentation fault (ITKElastix issue 160).
