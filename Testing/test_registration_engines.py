@@ -174,7 +174,7 @@ def heads(shift=(4.0, -3.0, 5.0)):
 def test_a_whole_refinement_is_as_good_on_either_engine(metric, monkeypatch):
     both, settings = heads(), Settings(iterations=(10, 4))
     ours = refine(both, settings, metric=metric, device="cpu")
-    monkeypatch.setattr(refinement, "_engine", lambda device, *rest: TorchEngine(*rest[:-1], device, rest[-1]))
+    monkeypatch.setattr(refinement, "_engine", lambda device, *rest, floor: TorchEngine(*rest, device, floor=floor))
     theirs = refine(both, settings, metric=metric, device="cpu")
     before = mean_lncc(both.fixed, both.moving)
     reached = [mean_lncc(both.fixed, fields.warp(both.moving, u)) for u in (ours, theirs)]

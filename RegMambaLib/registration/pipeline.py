@@ -114,8 +114,9 @@ def register(
     with run.stage("refine"):
         start = prediction.displacement if prediction else None
         if side and metric == "lncc":
-            side = side_to_carry(pair, grid.spacing[0], start) or side
-            run.details["contrast_carried"] = side
+            if start is not None:  # once the pair is aligned, it shows better which side that is
+                side = side_to_carry(pair, grid.spacing[0], start) or side
+                run.details["contrast_carried"] = side
             pair = carried(pair, side, start)
         smoothing = MIND_SMOOTHING if metric == "mind" else CARRIED_SMOOTHING if side else 1.0
         u = refine(pair, settings, start=start, metric=metric, smoothing=smoothing, device=device, progress=run.report)

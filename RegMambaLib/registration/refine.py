@@ -98,14 +98,15 @@ def refine(
     shapes = level_shapes(pair.fixed.shape, len(settings.iterations))
     work = [n * int(np.prod(shape)) for n, shape in zip(settings.iterations, shapes, strict=True)]
     total, done = max(sum(work), 1), 0
-    u, coarsest, floor = start, True, COARSE_FLOOR
+    u, coarsest = start, True
     for shape, iterations in zip(shapes, settings.iterations, strict=True):
         if iterations == 0:
             continue
         level = pair.at(shape)
         u = np.zeros((3, *shape), np.float32) if u is None else to_shape(u, shape)
-        engine = _engine(device, level, u, level_settings(settings, coarsest, smoothing), metric, floor)
-        coarsest, floor = False, ADAM_FLOOR
+        floor = COARSE_FLOOR if coarsest else ADAM_FLOOR
+        engine = _engine(device, level, u, level_settings(settings, coarsest, smoothing), metric, floor=floor)
+        coarsest = False
         for _ in range(iterations):
             engine.step()
             done += int(np.prod(shape))
@@ -158,11 +159,11 @@ def to_shape(u: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return u if u.shape[1:] == shape else fields.resize_displacement(u, (z, y, x))
 
 
-def _engine(device: str, level: Pair, u: np.ndarray, settings: Settings, metric: str, floor: float) -> Engine:
+def _engine(device: str, level: Pair, u: np.ndarray, settings: Settings, metric: str, *, floor: float) -> Engine:
     if device == "cpu":
         from .engine_numba import NumbaEngine
 
-        return NumbaEngine(level, u, settings, metric, floor)
+        return NumbaEngine(level, u, settings, metric, floor=floor)
     from .engine_torch import TorchEngine
 
-    return TorchEngine(level, u, settings, metric, device, floor)
+    return TorchEngine(level, u, settings, metric, device, floor=floor)
