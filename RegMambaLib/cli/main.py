@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ..allocation import keep_freed_memory
 from ..errors import Cancelled, RegMambaError
 from ..version import __version__
 from .apply import apply
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:  # as a program: a scheduler's SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        keep_freed_memory()
     try:
         arguments = list(argv) if argv is not None else sys.argv[1:]
         code = app(args=arguments, prog_name="regmamba", standalone_mode=False)

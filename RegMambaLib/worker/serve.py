@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..allocation import keep_freed_memory, return_freed_memory
 from .failures import describe
 
 Emit = Callable[..., None]
@@ -24,6 +25,7 @@ TEMPORARY_PREFIX = "RegMamba-"
 
 def main() -> None:
     """Serve until `quit` or the end of stdin."""
+    keep_freed_memory()
     answers = _protect_stdout()
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     server = Server(answers)
@@ -126,6 +128,7 @@ def _protect_stdout() -> TextIO:
 def _free_memory() -> None:
     """Give back what the run held, on the graphics card too: other programs want it between runs."""
     gc.collect()
+    return_freed_memory()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
