@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from RegMambaLib.allocation import keep_freed_memory
 from RegMambaLib.scan import BACKENDS, TRAVERSALS, available_backends, selective_scan
 from RegMambaLib.scan.traversals import Shape, Traversal
 
@@ -233,6 +234,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
+    keep_freed_memory()  # as the program does
     device = arguments.device
     torch.set_num_threads(arguments.threads)
     if not (found := available_backends())["numba"]:
