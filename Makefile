@@ -73,6 +73,7 @@ bench: $(BENCHED)
 	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks.confidence
 	$(BIN)/python -m benchmarks.report
 
 clean:

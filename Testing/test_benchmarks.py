@@ -145,6 +145,13 @@ def ablation_rows():
     ]
 
 
+def confidence_rows():
+    """Two pairs of one kind; for one of them no network was asked."""
+    common = {"case": "ixi_2mm", "kind": "much noise", "error_mm": 1.0, "expected_mm": 0.9, "error_low_mm": 0.5}
+    one = {"pair": "1<-2", "error_high_mm": 2.0, "spearman": 0.4, "label_auc": 0.6, "votes_spearman": 0.05}
+    return [common | one, common | {"pair": "3<-4", "error_high_mm": 3.0, "spearman": 0.2, "label_auc": 0.7}]
+
+
 def test_every_variant_of_the_network_is_one_that_can_be_built_and_no_two_are_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "DATA", tmp_path)
     (tmp_path / "label_maps").mkdir()
@@ -160,6 +167,7 @@ def test_report_fills_its_parts_of_the_page_and_draws(tmp_path, monkeypatch):
         "scan.json": head(scan_rows(), bandwidth_gb_s={"cpu": 14.0}),
         "stages.json": head(stage_rows()),
         "ablation.json": head(ablation_rows()),
+        "confidence.json": head(confidence_rows()),
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -169,6 +177,8 @@ def test_report_fills_its_parts_of_the_page_and_draws(tmp_path, monkeypatch):
     assert report.main() == 0
     once = page.read_text(encoding="utf-8")
     assert "| equal votes | 1.59 | 0.400 | 0.600 | 0.02 | 0.50 |" in once and "400 steps each, 2 seeds." in once
+    sure = "| much noise, 2 pairs | 1.00 | 0.90 | 0.50 | 2.50 | 0.30 (0.20 to 0.40) | 0.05 | 0.65 "
+    assert sure in once
     assert "0.650" in once and "Not installed: gone" in once and "| numba | 1 | 10 |" in once
     assert report.main() == 0
     assert page.read_text(encoding="utf-8") == once

@@ -72,7 +72,7 @@ def pipeline(monkeypatch):
             matrix,
             Grid.of(fixed),
             Grid.of(moving),
-            uncertainty=zero[0] + 1 if settings.samples else None,
+            uncertainty=zero[0] + 1 if settings.uncertainty else None,
             seconds={"linear": 1.25, "network": 0.5},
             settings=settings,
             details={"metric": "lncc"},
@@ -89,7 +89,7 @@ def everything(folder):
 def test_register_writes_transform_inverse_images_and_report(files, pipeline, tmp_path, capsys):
     labels = ["--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels]
     out = tmp_path / "out"
-    assert main(["register", files.fixed, files.moving, "-o", str(out), *labels, "--samples", "4"]) == 0
+    assert main(["register", files.fixed, files.moving, "-o", str(out), *labels, "--uncertainty"]) == 0
     names = [
         "inverse.h5",
         "moved.nii.gz",

@@ -128,7 +128,18 @@ def ablation(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
     yield "ablation", tables.ablation_table(rows, {variant: title for variant, (title, _) in VARIANTS.items()})
 
 
-PARTS = {"registration.json": registration, "scan.json": scan, "stages.json": stages, "ablation.json": ablation}
+def confidence(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
+    yield "confidence origin", origin(head)
+    yield "confidence", tables.confidence_table(head["rows"])
+
+
+PARTS = {
+    "registration.json": registration,
+    "scan.json": scan,
+    "stages.json": stages,
+    "ablation.json": ablation,
+    "confidence.json": confidence,
+}
 
 
 def main() -> int:

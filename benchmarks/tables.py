@@ -209,3 +209,34 @@ def ablation_table(rows: Sequence[Row], titles: dict[str, str]) -> str:
     start = (mean(row["dice_start"] for row in rows if row["case"] == case) for case in cases)
     heads = ["", "million weights", *(f"Dice, {case}" for case in cases), "folds, %", "CPU s of a prediction"]
     return markdown(heads, [["without registration", "-", *(f"{value:.3f}" for value in start), "-", "-"], *lines])
+
+
+def confidence_table(rows: Sequence[Row]) -> str:
+    """A line for each case and kind of known pair: means over the pairs, rank correlations with their range."""
+
+    def spread(values: Sequence[float]) -> str:
+        if len(values) < 2:
+            return number(next(iter(values), None), ".2f")
+        return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+    lines = []
+    for case, kind in dict.fromkeys((row["case"], row["kind"]) for row in rows):
+        mine = [row for row in rows if (row["case"], row["kind"]) == (case, kind)]
+        means = (
+            mean(row[name] for row in mine) for name in ("error_mm", "expected_mm", "error_low_mm", "error_high_mm")
+        )
+        lines.append(
+            [
+                case,
+                f"{kind}, {len(mine)} pairs" if len(mine) > 1 else kind,
+                *(f"{value:.2f}" for value in means),
+                spread([row["spearman"] for row in mine]),
+                spread([row["votes_spearman"] for row in mine if "votes_spearman" in row]),
+                spread([row["label_auc"] for row in mine]),
+            ]
+        )
+    heads = [
+        *("", "known pairs", "error, mm", "expected, mm", "error where the map is in its lowest fifth"),
+        *("in its highest fifth", "rank correlation", "that of the votes' spread", "wrong labels found (.5: chance)"),
+    ]
+    return markdown(heads, lines)

@@ -66,7 +66,7 @@ class RegistrationJob:
         """Export the inputs and send them; the callbacks come from `poll`, or at once if an input cannot be used.
 
         Args:
-            settings: of the library's `Settings`, as plain dict.
+            settings: of the library's `Settings`, as plain dict; `outputs` decides on its `uncertainty`.
             on_progress: stage, share of the stage, share of everything, seconds left or None.
             on_done: the report.
             on_error: kind and message.
@@ -84,7 +84,8 @@ class RegistrationJob:
             check(inputs, self._outputs)
             self._folder = make_temporary()
             request = self._export(self._folder)
-            request |= {"command": "register", "settings": dict(settings), "mode": self._outputs.mode}
+            wanted = {**settings, "uncertainty": self._outputs.uncertainty is not None}
+            request |= {"command": "register", "settings": wanted, "mode": self._outputs.mode}
             request |= {"output": "result", "temporary": str(self._folder)}
         except RegMambaError as error:
             self._fail("input", str(error))

@@ -138,6 +138,4 @@ def _find_settings_problem(parameters: Any, inputs: JobInputs) -> str | None:
             f"Label guidance needs fixed and moving labels; choose both (in a batch: name the labels of a volume after "
             f"it, such as {inputs.moving.GetName()} labels), or switch it off."
         )
-    if parameters.want_uncertainty and not settings.samples:
-        return "The uncertainty map needs samples; set them above 0 under Advanced, or switch the map off."
     return None

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from RegMambaLib.registration.settings import Settings
 
 # Which settings stand in the open, in this order, and what they are called there. The others follow under "Advanced".
+# Settings that the panel asks for among the outputs.
+_ELSEWHERE = ("uncertainty",)
 COMMON = {"affine": "Linear stage", "iterations": "Refinement", "guide": "Label guidance", "device": "Device"}
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")
 NO_LIMIT = 2**31 - 1
@@ -35,7 +37,7 @@ class SettingsView:
         self._settings, self._on_change, self._on_problem = Settings, on_change, on_problem
         self._showing = False
         hints = get_type_hints(Settings)
-        declared = {f.name: f for f in fields(Settings)}
+        declared = {f.name: f for f in fields(Settings) if f.name not in _ELSEWHERE}
         self.rows: dict[str, _Row] = {}
         for name in [*COMMON, *(name for name in declared if name not in COMMON)]:
             row = _make_row(name, hints[name], declared[name].metadata, CHOICES.get(name))

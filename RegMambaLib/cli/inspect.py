@@ -36,7 +36,7 @@ def inspect(
     settings = replace(
         resolve_settings(preset, assignments or [], affine=affine, weights=weights, device=device, threads=threads),
         iterations=(),
-        samples=0,
+        uncertainty=False,
     )
     from ..evaluation.figures import check_matplotlib
     from ..io.atomic import staged

@@ -49,7 +49,7 @@ def register(
     device: Annotated[str | None, setting("device")] = None,
     scan: Annotated[str | None, setting("scan")] = None,
     threads: Annotated[int | None, setting("threads")] = None,
-    samples: Annotated[int | None, setting("samples")] = None,
+    uncertainty: Annotated[bool | None, setting("uncertainty")] = None,
     preset: Preset = None,
     assignments: Assignments = None,
     html: Annotated[bool, typer.Option("--report", help="Also write report.html, to look at in a browser.")] = False,
@@ -61,7 +61,7 @@ def register(
     """Align MOVING to FIXED, wherever the two are in scanner space.
 
     Writes to DIR: transform.h5 (fixed to moving, what resamples MOVING), inverse.h5, moved.nii.gz,
-    moved_labels.nii.gz (with --moving-labels), uncertainty.nii.gz (with --samples), report.json, report.html
+    moved_labels.nii.gz (with --moving-labels), uncertainty.nii.gz (with --uncertainty), report.json, report.html
     (with --report; pictures and figures in one file), and registration.json, with which Python loads the result
     again. All of them appear, or none.
     """
@@ -76,7 +76,7 @@ def register(
         device=device,
         scan=scan,
         threads=threads,
-        samples=samples,
+        uncertainty=uncertainty,
     )
     paths = {
         "fixed": fixed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +20,6 @@ SAME_CONTRAST_WEIGHTS, ANY_CONTRAST_WEIGHTS = "brain-t1", "general"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says about a pair.
-
-    Attributes:
-        displacement: (3, k, j, i) float32 voxels of its own grid, over the extent of the working grid.
-        uncertainty: (k, j, i) float32 voxels of its own grid, or None.
-    """
-
-    displacement: np.ndarray
-    uncertainty: np.ndarray | None
-
-
 def shipped_weights() -> dict[str, Path]:
     """Names and files of the weights in this installation."""
     return {path.stem: path for path in sorted(WEIGHTS_FOLDER.glob("*.safetensors"))}
@@ -44,8 +30,8 @@ def chosen_weights(name: str, *, one_contrast: bool = True, cutout: bool = False
 
     Args:
         one_contrast: whether the images show one contrast, or can be brought to it.
-        cutout: whether an image is a piece of something larger. Shipped weights saw whole anatomies only; on crops
-            around the hippocampus they took .06 of Dice away.
+        cutout: whether an image is a piece of something larger. Shipped weights saw whole brains only; on crops
+            around the hippocampus they took .06 of Dice away, on necks .01.
     """
     if name != "auto":
         return name
@@ -93,14 +79,14 @@ def predict(
     moving: np.ndarray,
     *,
     device: str = "cpu",
-    samples: int = 0,
-    seed: int = 0,
-) -> Prediction:
+) -> np.ndarray:
     """Run the network on a pair that is on its own grid (see `network_shape`).
 
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1], linearly aligned.
-        samples: posterior samples for the uncertainty; 0 for none.
+
+    Returns:
+        The displacement (3, k, j, i), float32 voxels of that grid.
     """
     import torch
 
@@ -108,8 +94,8 @@ def predict(
     network = network.to(device)
     if device == "cpu":  # where convolutions are a fifth faster so
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    flow, spread = network.predict(small, other, samples, seed=seed)
-    return Prediction(flow[0].float().cpu().numpy(), None if spread is None else spread[0, 0].float().cpu().numpy())
+    displacement, _ = network.predict(small, other)
+    return displacement[0].float().cpu().numpy()
 
 
 def network_shape(shape: tuple[int, ...], spacing: float) -> tuple[int, int, int]:

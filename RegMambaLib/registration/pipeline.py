@@ -15,10 +15,11 @@ from ..spatial import fields
 from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
 from .affine import Side, align
+from .confidence import expected_error
 from .contrast import SAME_CONTRAST, SIDES, carried, correlation, side_to_carry
 from .grid import faded, padded, working_grid
 from .inputs import check_inputs
-from .network import Prediction, chosen_weights, helps, load_weights, network_shape, predict, weights_contrast
+from .network import chosen_weights, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
 from .refine import Pair, refine
 from .repair import repair_and_invert
@@ -102,7 +103,7 @@ def register(
             settings.weights, one_contrast=alike or side is not None, cutout=any(map(is_cutout, sides))
         )
         run.details.update(weights=weights, network_used=False)
-        prediction = _network(weights, pair, side, alike, grid.spacing[0], settings, device, run.details)
+        start = _network(weights, pair, side, alike, grid.spacing[0], settings, device, run.details)
         run.details.update(
             grid_size=list(grid.size),
             grid_spacing=grid.spacing[0],
@@ -112,7 +113,6 @@ def register(
         )
 
     with run.stage("refine"):
-        start = prediction.displacement if prediction else None
         if side and metric == "lncc":
             if start is not None:  # once the pair is aligned, it shows better which side that is
                 side = side_to_carry(pair, grid.spacing[0], start) or side
@@ -122,10 +122,8 @@ def register(
         u = refine(pair, settings, start=start, metric=metric, smoothing=smoothing, device=device, progress=run.report)
 
     with run.stage("repair"):
-        uncertainty = _uncertainty(prediction, grid)
+        doubt = _doubt(pair, u, grid.spacing[0]) if settings.uncertainty else None
         u, grid = faded(u, grid)
-        if uncertainty is not None:
-            uncertainty = padded(uncertainty, grid.shape)
         result = repair_and_invert(u, grid.spacing[0], repair=settings.repair)
         run.details.update(
             repaired_voxels=result.repaired,
@@ -140,7 +138,7 @@ def register(
         affine=affine,
         fixed_grid=Grid.of(fixed),
         moving_grid=Grid.of(moving),
-        uncertainty=uncertainty,
+        uncertainty=None if doubt is None else padded(doubt, grid.shape),
         seconds=run.seconds,
         settings=settings,
         details=run.details,
@@ -293,8 +291,8 @@ def _network(
     settings: Settings,
     device: str,
     details: dict[str, Any],
-) -> Prediction | None:
-    """The network's prediction, or None: no network wanted, not made for this pair, or no help for it.
+) -> np.ndarray | None:
+    """The network's displacement on its own grid, or None: none wanted, not made for this pair, or no help for it.
 
     Weights see pairs of the contrast they were trained on. Where the images differ, one is brought to the contrast of
     the other, in both ways, because which of them looks like the training images is not known; the better answer
@@ -315,10 +313,8 @@ def _network(
     tried = []
     for shown in views:
         with use_backend(settings.scan):
-            found = predict(
-                network, shown.fixed, shown.moving, device=device, samples=settings.samples, seed=settings.seed
-            )
-        tried.append((helps(shown.fixed, shown.moving, found.displacement), found))
+            found = predict(network, shown.fixed, shown.moving, device=device)
+        tried.append((helps(shown.fixed, shown.moving, found), found))
     (better, before, after), found = max(tried, key=lambda trial: trial[0][2])
     details.update(network_similarity=[before, after], network_used=better)
     if not better:
@@ -327,9 +323,6 @@ def _network(
     return found
 
 
-def _uncertainty(prediction: Prediction | None, grid: Grid) -> np.ndarray | None:
-    """The network's spread on the working grid, mm."""
-    if prediction is None or prediction.uncertainty is None:
-        return None
-    scale = grid.spacing[0] * grid.shape[0] / prediction.uncertainty.shape[0]
-    return fields.resize(prediction.uncertainty, grid.shape) * np.float32(scale)
+def _doubt(pair: Pair, u: np.ndarray, spacing: float) -> np.ndarray:
+    """The error to expect where there is anatomy, 0 elsewhere, (k, j, i) float32 mm."""
+    return expected_error(pair.fixed, fields.warp(pair.moving, u), u, spacing) * pair.active

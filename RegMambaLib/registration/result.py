@@ -28,7 +28,7 @@ class Registration:
         inverse_displacement: v on the grid with (id + v) o (id + u) = id, same units.
         affine: 4x4, LPS mm, from fixed to moving space (with the initial transform, if any, included).
         fixed_grid, moving_grid: the grids of the images as given.
-        uncertainty: (k, j, i) float32 mm, spread of the network's displacement over posterior samples, or None.
+        uncertainty: (k, j, i) float32 mm, the error to expect (see `confidence`), 0 outside the anatomy; or None.
         seconds: time per stage.
         settings: what it was made with.
         details: what the stages tell about themselves (metric chosen, folds repaired, weights used ...).

@@ -64,7 +64,7 @@ class Settings:
     guide: bool = _setting(False, "Let the given label maps pull too (soft Dice).")
     guide_weight: float = _setting(1.0, "Weight of label guidance against image similarity.", 0, 100)
     repair: bool = _setting(True, "Remove every remaining fold locally at the end.")
-    samples: int = _setting(0, "Posterior samples (2 or more) for the uncertainty map; 0 skips it.", 0, 64)
+    uncertainty: bool = _setting(False, "Also make a map of how far off the result probably is, mm.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     scan: str = _setting("auto", "Scan backend: auto, numba, torch, triton or mamba_ssm.")
     threads: int = _setting(0, "CPU threads; 0 uses all.", 0, 1024)
@@ -119,8 +119,6 @@ def _check(name: str, value: Any, hint: Any, metadata: Any) -> None:
         raise InputError(f"Setting {name} must be one of {', '.join(CHOICES[name])}, not {value!r}.")
     if name == "window" and value % 2 == 0:
         raise InputError(f"Setting window must be odd, not {value}.")
-    if name == "samples" and value == 1:
-        raise InputError("Setting samples must be 0 or at least 2: one sample has no spread.")
     low, high = metadata.get("low"), metadata.get("high")
     if (low is not None and value < low) or (high is not None and value > high):
         raise InputError(f"Setting {name} must lie between {low} and {high}, not {value}.")

@@ -76,8 +76,8 @@ def field_of_view(side: Prepared) -> tuple[slice, slice, slice] | None:
 
 
 def is_cutout(side: Prepared) -> bool:
-    """Whether the image shows a piece of something larger: anatomy is cut off on all sides."""
-    return all(map(all, _cut_faces(side)[1]))
+    """Whether the image shows a piece of something larger: anatomy goes on beyond two opposite faces."""
+    return any(map(all, _cut_faces(side)[1]))
 
 
 def _cut_faces(side: Prepared) -> tuple[tuple[slice, slice, slice], list[tuple[bool, bool]]]:

@@ -57,8 +57,6 @@ def register(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
     _costs.update(progress.seconds)
     if "start" in progress.seconds:
         _costs["start"] = 0.1  # torch and numba are loaded now
-    if settings.samples and result.uncertainty is None:
-        notes.append("There is no uncertainty map: the network was not used for this pair.")
     report = {
         "seconds": {**progress.seconds, "total": time.perf_counter() - began},
         **numbers,
