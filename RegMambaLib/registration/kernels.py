@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit, prange
 
 from ..spatial.kernels import ONE, OPTIONS, split
-from ..spatial.rows import HELPER
+from ..spatial.rows import HELPER, multiply_rows
 
 ZERO = np.float32(0)
 
@@ -116,21 +116,15 @@ def _average(mean, keep, value):
 
 
 @njit(**HELPER)
-def _adam_row(first, correction, scale, out):
-    for x in range(out.size):
-        out[x] = first[x] * correction * scale[x]
-
-
-@njit(**HELPER)
 def _add_square(total, row):
     for x in range(total.size):
         total[x] += row[x] * row[x]
 
 
 @njit(**HELPER)
-def _scale(second, correction, floor, out):
+def _scale(second, correction1, correction2, floor, out):
     for x in range(out.size):
-        out[x] = ONE / (np.sqrt(second[x] * correction) + floor)
+        out[x] = correction1 / (np.sqrt(second[x] * correction2) + floor)
 
 
 @njit(**OPTIONS)
@@ -160,11 +154,11 @@ def adam(gradient, first, second, beta1, beta2, correction1, correction2, floor,
                 _add_square(lengths, gradient[k, z, y, low:high])
                 _average(first[k, z, y, low:high], beta1, gradient[k, z, y, low:high])
             _average(v, beta2, lengths)
-            _scale(v, correction2, floor, scale)
+            _scale(v, correction1, correction2, floor, scale)
             lengths[:] = ZERO
             for k in range(3):
                 target = out[k, z, y, low:high]
-                _adam_row(first[k, z, y, low:high], correction1, scale, target)
+                multiply_rows(first[k, z, y, low:high], scale, target)
                 _add_square(lengths, target)
             for x in range(lengths.size):
                 top = max(top, lengths[x])

@@ -59,7 +59,7 @@ def lncc_force(
         weight: (k, j, i), what each window counts; 0 outside.
     """
     cell = locate(u)
-    warped = _trilinear(_corners(moving, cell), cell)[0] * inside
+    warped = _interpolated(_corners(moving, cell), cell) * inside
     per_voxel = 1 / (2 * radius + 1) ** 3
     total, squares, products = box_sum(torch.stack([warped, warped**2, warped * fixed]), radius)
     cross = products - moments.total * total * per_voxel
@@ -92,10 +92,10 @@ def channel_force(
     cell = locate(u)
     force, loss = torch.zeros_like(u), torch.zeros_like(weight)
     for own, other in zip(fixed, moving, strict=True):
-        warped, slopes = _trilinear(_corners(other, cell), cell)
-        gap = own - warped
+        corners = _corners(other, cell)
+        gap = own - _interpolated(corners, cell)
         loss.addcmul_(gap, gap)
-        force.addcmul_(slopes, gap)
+        force.addcmul_(_slopes(corners, cell), gap)
     return force.mul_(weight), -(weight * loss).sum()
 
 
@@ -119,7 +119,7 @@ def label_force(
         overlap.index_add_(0, label.flatten(), (share * (label == fixed)).flatten())
     gain, loss = label_gains(overlap, count + moved)
     pulls = [loss[label] + gain[label] * (label == fixed) for label in labels]
-    return _trilinear(pulls, cell)[1].mul_(inside)
+    return _slopes(pulls, cell).mul_(inside)
 
 
 def label_gains(overlap: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,7 +173,7 @@ def compose(u: torch.Tensor, direction: torch.Tensor, largest: torch.Tensor, siz
     """
     v = direction * torch.where(largest > 0, size / largest, 0.0)
     cell = locate(v)
-    return torch.stack([_trilinear(_corners(channel, cell), cell)[0] for channel in u]).add_(v)
+    return torch.stack([_interpolated(_corners(channel, cell), cell) for channel in u]).add_(v)
 
 
 def locate(u: torch.Tensor) -> Cell:
@@ -198,12 +198,19 @@ def _corners(volume: torch.Tensor, cell: Cell) -> list[torch.Tensor]:
     return [flat[row + column] for row in cell.rows for column in cell.columns]
 
 
-def _trilinear(corners: list[torch.Tensor], cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is at the corners, interpolated, and its slopes along z, y and x, (3, k, j, i)."""
+def _interpolated(corners: list[torch.Tensor], cell: Cell) -> torch.Tensor:
+    """What is at the corners, trilinear, (k, j, i)."""
     z, y, x = cell.fraction
-    da, db, dc, dd = (high - low for low, high in zip(corners[::2], corners[1::2], strict=True))
-    a, b, c, d = (torch.addcmul(low, slope, x) for low, slope in zip(corners[::2], (da, db, dc, dd), strict=True))
-    below, above = torch.addcmul(a, b - a, y), torch.addcmul(c, d - c, y)
-    along_z, along_y = above - below, torch.lerp(b - a, d - c, z)
+    a, b, c, d = (torch.lerp(low, high, x) for low, high in zip(corners[::2], corners[1::2], strict=True))
+    return torch.lerp(torch.lerp(a, b, y), torch.lerp(c, d, y), z)
+
+
+def _slopes(corners: list[torch.Tensor], cell: Cell) -> torch.Tensor:
+    """Slopes of `_interpolated` along z, y and x, (3, k, j, i)."""
+    z, y, x = cell.fraction
+    lows, highs = corners[::2], corners[1::2]
+    a, b, c, d = (torch.lerp(low, high, x) for low, high in zip(lows, highs, strict=True))
+    da, db, dc, dd = (high - low for low, high in zip(lows, highs, strict=True))
+    along_z = torch.lerp(c, d, y) - torch.lerp(a, b, y)
     along_x = torch.lerp(torch.lerp(da, db, y), torch.lerp(dc, dd, y), z)
-    return torch.addcmul(below, along_z, z), torch.stack([along_z, along_y, along_x])
+    return torch.stack([along_z, torch.lerp(b - a, d - c, z), along_x])
