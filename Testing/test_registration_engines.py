@@ -5,6 +5,8 @@ With the steps of torch; test_registration_triton.py has those of Triton.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from RegMambaLib.registration import torch_steps
 from RegMambaLib.registration.engine_numba import NumbaEngine
 from RegMambaLib.registration.engine_torch import TorchEngine
 from RegMambaLib.registration.network import mean_lncc
-from RegMambaLib.registration.refine import Pair, level_shapes, pick, refine, shrink, to_shape
+from RegMambaLib.registration.refine import Pair, level_shapes, pick, refine, shrink, to_shape, with_extra_iterations
 from RegMambaLib.registration.settings import Settings
 from RegMambaLib.spatial import fields
 
@@ -223,10 +225,29 @@ def test_refinement_tells_its_progress_and_can_be_stopped_by_it():
         refine(heads(), Settings(iterations=(3, 2)), progress=stop)
 
 
-def test_levels_halve_and_no_axis_shrinks_below_eight():
-    assert level_shapes((160, 192, 20), 3) == [(40, 48, 16), (80, 96, 16), (160, 192, 20)]
-    assert level_shapes((5, 64, 64), 3) == [(5, 16, 16), (5, 32, 32), (5, 64, 64)]
+def test_levels_halve_and_no_axis_shrinks_below_the_coarsest():
+    assert level_shapes((160, 192, 20), 3) == [(40, 48, 20), (80, 96, 20), (160, 192, 20)]
+    assert level_shapes((5, 64, 64), 3) == [(5, 24, 24), (5, 32, 32), (5, 64, 64)]
     assert level_shapes((9, 9, 9), 0) == []
+
+
+@pytest.mark.parametrize(
+    ("voxels", "given", "expected"),
+    [
+        (2_500_000, (30, 20, 6), (30, 20, 6)),
+        (375_000, (30, 20, 6), (30, 20, 16)),
+        (1, (30, 20, 6), (30, 20, 30)),
+        (1, (30, 20, 50), (30, 20, 50)),
+        (1, (30, 20, 0), (30, 20, 0)),
+        (0, (4,), (30,)),
+        (1, (), ()),
+    ],
+)
+def test_little_anatomy_gets_more_iterations_at_the_finest_level(voxels, given, expected):
+    settings = Settings(iterations=given)
+    assert with_extra_iterations(settings, voxels).iterations == expected
+    as_given = replace(settings, extra_iterations=False)
+    assert with_extra_iterations(as_given, voxels) is as_given
 
 
 def test_a_coarser_pair_covers_the_same_extent():

@@ -21,7 +21,7 @@ from .grid import faded, padded, working_grid
 from .inputs import check_inputs
 from .network import chosen_weights, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
-from .refine import Pair, refine
+from .refine import Pair, refine, with_extra_iterations
 from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
@@ -113,13 +113,15 @@ def register(
         )
 
     with run.stage("refine"):
+        refining = with_extra_iterations(settings, int(pair.active.sum()))
+        run.details["iterations"] = list(refining.iterations)
         if side and metric == "lncc":
             if start is not None:  # once the pair is aligned, it shows better which side that is
                 side = side_to_carry(pair, grid.spacing[0], start) or side
                 run.details["contrast_carried"] = side
             pair = carried(pair, side, start)
         smoothing = MIND_SMOOTHING if metric == "mind" else CARRIED_SMOOTHING if side else 1.0
-        u = refine(pair, settings, start=start, metric=metric, smoothing=smoothing, device=device, progress=run.report)
+        u = refine(pair, refining, start=start, metric=metric, smoothing=smoothing, device=device, progress=run.report)
 
     with run.stage("repair"):
         doubt = _doubt(pair, u, grid.spacing[0]) if settings.uncertainty else None

@@ -54,6 +54,9 @@ class Settings:
     iterations: tuple[int, ...] = _setting(
         (30, 20, 6), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
     )
+    extra_iterations: bool = _setting(
+        True, "Up to 30 iterations at the finest level where there is little anatomy, unless none are wanted there."
+    )
     step: float = _setting(0.85, "Largest refinement step, voxels of the level.", 0.01, 2.0)
     smooth_update: float = _setting(
         1.0, "Gaussian smoothing of each refinement update, voxels (sigma).", 0, LARGEST_SIGMA
