@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,18 +24,20 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from scipy.ndimage import binary_erosion
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from RegMambaLib import Registration, Settings, register
+from RegMambaLib.evaluation.known_pair import T1, T2
 from RegMambaLib.io.images import read_image, read_labels
 from RegMambaLib.io.transforms import flatten
 from RegMambaLib.registration.confidence import signs
 from RegMambaLib.registration.network import load_weights
 from RegMambaLib.registration.preprocess import prepare
 from RegMambaLib.spatial.fields import warp
+from RegMambaLib.spatial.grid import Grid
 from RegMambaLib.spatial.itk import affine_transform
 
-from .cases import CASES, DATA, Case, jobs
+from .cases import CASES, DATA, Job, jobs
 from .measure import RESULTS, Row, Store
 
 FILE = RESULTS / "confidence.json"
@@ -43,7 +45,6 @@ KEYS = ("case", "pair", "kind")
 PACKAGES = ("regmamba", "torch", "numba", "SimpleITK", "picsl-greedy")
 # Name, noise (share of the brightest tissue), and grey scale of the warped image.
 KINDS = {"little noise": (0.02, "own"), "much noise": (0.06, "own"), "T2-like": (0.03, "t2")}
-T2 = (0.0, 0.1, 0.25, 0.4, 0.65, 0.85, 1.0), (0.0, 0.6, 1.0, 0.9, 0.55, 0.3, 0.25)
 TEST = ("mindboggle_2mm", "ixi_2mm", "oasis_pair", "hippocampus_64", "openkbp_ct")
 # The pairs that the exponents were fitted to: other pairs of the same data sets.
 FIT = {
@@ -65,10 +66,12 @@ class KnownPair:
     truth: sitk.Transform
 
 
-def known_pair(fixed: sitk.Image, moving: sitk.Image, kind: str, rng: np.random.Generator) -> KnownPair:
-    """`moving`, and itself warped by what greedy finds from `fixed` to it; both on the grid of `fixed`."""
+def known_pairs(job: Job, kinds: Sequence[str], seed: int) -> Iterator[tuple[str, KnownPair]]:
+    """(kind, pair): the moving image, and itself warped by what greedy finds; both on the grid of the fixed image."""
     from picsl_greedy import Greedy3D
 
+    fixed = read_image(job.fixed)
+    moving = moving_of(fixed, read_image(job.moving), job.aligned)
     scaled = [prepare(image, "given").image for image in (fixed, moving)]
     tool = Greedy3D()
     tool.execute(
@@ -79,21 +82,21 @@ def known_pair(fixed: sitk.Image, moving: sitk.Image, kind: str, rng: np.random.
     )
     transform = sitk.DisplacementFieldTransform(sitk.Cast(tool["warp"], sitk.sitkVectorFloat64))
     warped = sitk.Resample(scaled[1], scaled[0], transform, sitk.sitkBSpline)
-    noise, scale = KINDS[kind]
-    images = [_scanned(warped, noise, scale, rng), _scanned(scaled[1], noise, "own", rng)]
-    return KnownPair(images[0], images[1], transform)
+    for number, kind in enumerate(kinds):
+        rng = np.random.default_rng([seed, number])
+        noise, scale = KINDS[kind]
+        images = [_scanned(warped, noise, scale, rng), _scanned(scaled[1], noise, "own", rng)]
+        yield kind, KnownPair(images[0], images[1], transform)
 
 
 def _scanned(image: sitk.Image, noise: float, scale: str, rng: np.random.Generator) -> sitk.Image:
     array = np.clip(sitk.GetArrayFromImage(image), 0, 1)
     air = array < 0.02
-    bright = np.interp(array, *T2) if scale == "t2" else array ** np.exp(0.2 * rng.standard_normal())
+    bright = np.interp(array, T1, T2) if scale == "t2" else array ** np.exp(0.2 * rng.standard_normal())
     first, second = noise * rng.standard_normal((2, *array.shape))
     # Rician, as in magnitude images; air that is exactly 0, as after skull-stripping, stays so.
     out = np.where(air & (air.mean() > 0.3), 0, np.hypot(bright + first, second))
-    made = sitk.GetImageFromArray(out.astype(np.float32))
-    made.CopyInformation(image)
-    return made
+    return Grid.of(image).image(out.astype(np.float32))
 
 
 def moving_of(fixed: sitk.Image, moving: sitk.Image, aligned: bool) -> sitk.Image:
@@ -103,15 +106,6 @@ def moving_of(fixed: sitk.Image, moving: sitk.Image, aligned: bool) -> sitk.Imag
         affine = register(fixed, moving, settings=Settings(weights="none", iterations=())).affine
     air = float(sitk.GetArrayViewFromImage(moving).min())
     return sitk.Resample(moving, fixed, affine_transform(affine), sitk.sitkLinear, air)
-
-
-def pairs_of(data: Path, case: Case, kinds: list[str], seed: int) -> Iterator[tuple[str, str, KnownPair]]:
-    """(pair, kind, known pair) of a case."""
-    for name, job in jobs(data, case, None, Path(), 2):
-        fixed = read_image(job.fixed)
-        moving = moving_of(fixed, read_image(job.moving), case.aligned)
-        for number, kind in enumerate(kinds):
-            yield name, kind, known_pair(fixed, moving, kind, np.random.default_rng([seed, number]))
 
 
 @dataclass(frozen=True)
@@ -169,18 +163,11 @@ def judged(pair: KnownPair) -> Row:
     return row
 
 
-def label_auc(case: Case, data: Path, name: str) -> float:
+def label_auc(job: Job) -> float:
     """On the real pair: how often a voxel with a wrong label has more uncertainty than one with the right label."""
-    job = next(job for _, job in jobs(data, case, [name], Path(), 2))
-    fixed, moving, fixed_labels, moving_labels = (
-        read(path)
-        for read, path in zip(
-            (read_image, read_image, read_labels, read_labels),
-            (job.fixed, job.moving, job.fixed_labels, job.moving_labels),
-            strict=True,
-        )
-    )
-    settings = Settings(affine="none" if case.aligned else "affine", uncertainty=True)
+    fixed, moving = read_image(job.fixed), read_image(job.moving)
+    fixed_labels, moving_labels = read_labels(job.fixed_labels), read_labels(job.moving_labels)
+    settings = Settings(affine="none" if job.aligned else "affine", uncertainty=True)
     result = register(fixed, moving, settings=settings)
     assert result.uncertainty is not None
     doubt = sitk.GetArrayFromImage(
@@ -188,10 +175,20 @@ def label_auc(case: Case, data: Path, name: str) -> float:
     )
     known = sitk.GetArrayFromImage(fixed_labels)
     labelled = known > 0
-    wrong = (sitk.GetArrayFromImage(result.warp(moving_labels, labels=True)) != known)[labelled]
-    ranks = rankdata(doubt[labelled])
-    count = int(wrong.sum())
-    return float((ranks[wrong].sum() - count * (count + 1) / 2) / (count * (wrong.size - count)))
+    wrong = sitk.GetArrayFromImage(result.warp(moving_labels, labels=True)) != known
+    groups = doubt[labelled & wrong], doubt[labelled & ~wrong]
+    return float(mannwhitneyu(*groups).statistic / (groups[0].size * groups[1].size))
+
+
+def equations(pair: KnownPair) -> tuple[np.ndarray, np.ndarray]:
+    """Of some voxels of a known pair: logs of the signs and 1, (n, 4), and the error in voxels, (n,)."""
+    found = outcome(pair)
+    fixed, moving = on_grid(pair, found.result)
+    u = found.result.displacement
+    logs = [np.log(sign[found.inside]) for sign in signs(fixed, warp(moving, u), u)]
+    chosen = np.random.default_rng(0).choice(logs[0].size, FITTED_VOXELS)
+    error = found.error[found.inside] / found.result.grid.spacing[0]
+    return np.stack([*logs, np.ones_like(logs[0])], 1)[chosen], error[chosen]
 
 
 def fit(data: Path) -> None:
@@ -199,16 +196,11 @@ def fit(data: Path) -> None:
     rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name, subjects in FIT.items():
         case = replace(CASES[name], pairs=subjects)
-        for pair, kind, known in pairs_of(data, case, ["little noise", "much noise"], seed=1):
-            found = outcome(known)
-            fixed, moving = on_grid(known, found.result)
-            u = found.result.displacement
-            logs = [np.log(sign[found.inside]) for sign in signs(fixed, warp(moving, u), u)]
-            chosen = np.random.default_rng(0).choice(logs[0].size, FITTED_VOXELS)
-            error = found.error[found.inside] / found.result.grid.spacing[0]
-            design = np.stack([*logs, np.ones_like(logs[0])], 1)[chosen]
-            rows.setdefault(name, []).append((design, error[chosen]))
-            print(f"{name} {pair} {kind}: error {error.mean():.2f} voxels", flush=True)
+        for pair, job in jobs(data, case, None, Path(), 2):
+            for kind, known in known_pairs(job, ["little noise", "much noise"], seed=1):
+                design, error = equations(known)
+                rows.setdefault(name, []).append((design, error))
+                print(f"{name} {pair} {kind}: error {error.mean():.2f} voxels", flush=True)
 
     def solved(names: list[str]) -> np.ndarray:
         chosen = [row for name in names for row in rows[name]]
@@ -243,15 +235,14 @@ def main() -> int:
         return 0
     store = Store(arguments.json, KEYS, PACKAGES)
     for name in arguments.cases:
-        case, aucs = CASES[name], {}
         # A CT has one contrast.
         kinds = [kind for kind in KINDS if name != "openkbp_ct" or KINDS[kind][1] == "own"]
-        for pair, kind, known in pairs_of(arguments.data, case, kinds, seed=0):
-            if pair not in aucs:
-                aucs[pair] = label_auc(case, arguments.data, pair)
-            row = {"case": name, "pair": pair, "kind": kind, "label_auc": aucs[pair]} | judged(known)
-            store.put(row)
-            print(" ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items()), flush=True)
+        for pair, job in jobs(arguments.data, CASES[name], None, Path(), 2):
+            auc = label_auc(job)
+            for kind, known in known_pairs(job, kinds, seed=0):
+                row = {"case": name, "pair": pair, "kind": kind, "label_auc": auc} | judged(known)
+                store.put(row)
+                print(" ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items()), flush=True)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import mean, median
 
 from RegMambaLib.evaluation import text
@@ -51,12 +51,12 @@ def over_pairs(rows: Iterable[Row], column: str) -> float | None:
     return sum(median(values) for values in pairs.values()) / len(pairs) if pairs else None
 
 
-def over_runs(rows: Iterable[Row], column: str, style: str) -> str:
-    """Median of all runs and, of several, their range: "12.6 (12.1 to 13.4)"."""
+def over_runs(rows: Iterable[Row], column: str, style: str, middle: Callable[[Sequence[float]], float] = median) -> str:
+    """Median (or another middle) of all runs and, of several, their range: "12.6 (12.1 to 13.4)"."""
     values = [row[column] for row in rows if row.get(column) is not None]
     if not values:
         return "-"
-    shown = number(median(values), style)
+    shown = number(middle(values), style)
     low, high = number(min(values), style), number(max(values), style)
     return shown if low == high else f"{shown} ({low} to {high})"
 
@@ -213,12 +213,6 @@ def ablation_table(rows: Sequence[Row], titles: dict[str, str]) -> str:
 
 def confidence_table(rows: Sequence[Row]) -> str:
     """A line for each case and kind of known pair: means over the pairs, rank correlations with their range."""
-
-    def spread(values: Sequence[float]) -> str:
-        if len(values) < 2:
-            return number(next(iter(values), None), ".2f")
-        return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
     lines = []
     for case, kind in dict.fromkeys((row["case"], row["kind"]) for row in rows):
         mine = [row for row in rows if (row["case"], row["kind"]) == (case, kind)]
@@ -230,9 +224,7 @@ def confidence_table(rows: Sequence[Row]) -> str:
                 case,
                 f"{kind}, {len(mine)} pairs" if len(mine) > 1 else kind,
                 *(f"{value:.2f}" for value in means),
-                spread([row["spearman"] for row in mine]),
-                spread([row["votes_spearman"] for row in mine if "votes_spearman" in row]),
-                spread([row["label_auc"] for row in mine]),
+                *(over_runs(mine, name, ".2f", mean) for name in ("spearman", "votes_spearman", "label_auc")),
             ]
         )
     heads = [

@@ -11,9 +11,9 @@ import qt
 if TYPE_CHECKING:
     from RegMambaLib.registration.settings import Settings
 
-# Which settings stand in the open, in this order, and what they are called there. The others follow under "Advanced".
 # Settings that the panel asks for among the outputs.
 _ELSEWHERE = ("uncertainty",)
+# Which settings stand in the open, in this order, and what they are called there. The others follow under "Advanced".
 COMMON = {"affine": "Linear stage", "iterations": "Refinement", "guide": "Label guidance", "device": "Device"}
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")
 NO_LIMIT = 2**31 - 1

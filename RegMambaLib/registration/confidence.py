@@ -47,10 +47,8 @@ def signs(fixed: np.ndarray, moved: np.ndarray, displacement: np.ndarray) -> tup
             if size > 1:
                 bending += np.square(np.gradient(component, axis=axis))
     bending = np.sqrt(_around(bending) + 1e-5)
-    means = [fields.smooth(a, WINDOW) for a in (fixed, moved, fixed * fixed, moved * moved, fixed * moved)]
-    f, m, ff, mm, fm = means
-    spread = np.maximum(ff - f * f, 0) * np.maximum(mm - m * m, 0)
-    unlike = np.maximum(_around(1 - np.square(fm - f * m) / (spread + 1e-6)), 0) + 1e-3
+    vf, vm, cross = fields.local_moments(fixed, moved, WINDOW)
+    unlike = _around(1 - np.square(cross) / (np.maximum(vf, 0) * np.maximum(vm, 0) + 1e-6)) + 1e-3
     return difference, bending, unlike
 
 

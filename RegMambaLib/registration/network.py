@@ -120,9 +120,7 @@ def helps(fixed: np.ndarray, moving: np.ndarray, displacement: np.ndarray) -> tu
 
 def mean_lncc(a: np.ndarray, b: np.ndarray, sigma: float = 2.0) -> float:
     """Mean squared local correlation of two volumes in [0, 1] with Gaussian windows, over where either is not flat."""
-    stack = np.stack([a, b, a * a, b * b, a * b])
-    ma, mb, aa, bb, ab = fields.smooth(stack, sigma, truncate=3.0)
-    va, vb, cross = aa - ma * ma, bb - mb * mb, ab - ma * mb
+    va, vb, cross = fields.local_moments(a, b, sigma, truncate=3.0)
     inside = np.maximum(va, vb) > 1e-4
     if not inside.any():
         return 0.0

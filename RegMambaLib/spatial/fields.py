@@ -72,6 +72,17 @@ def smooth(fields: np.ndarray, sigma: float, *, truncate: float = 2.0) -> np.nda
     return out.reshape(fields.shape)
 
 
+def local_moments(
+    a: np.ndarray, b: np.ndarray, sigma: float, *, truncate: float = 2.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variances of two volumes (k, j, i) and their covariance under a Gaussian at each voxel (see `smooth`), float32.
+
+    Rounding may leave variances a little below 0.
+    """
+    ma, mb, aa, bb, ab = smooth(np.stack([a, b, a * a, b * b, a * b]), sigma, truncate=truncate)
+    return aa - ma * ma, bb - mb * mb, ab - ma * mb
+
+
 def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Trilinear resize of (k, j, i) over the same extent; smooth first when shrinking."""
     out = np.empty(shape, np.float32)
