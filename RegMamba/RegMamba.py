@@ -94,6 +94,13 @@ class RegMambaWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self):
         self._connectParameterNode()
 
+    def onReload(self):
+        """Slicer's Reload reads this file anew; with it goes what it imports of the module and the library."""
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("RegMambaSlicer", "RegMambaLib"):
+                del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
     def exit(self):
         """The panel keeps following a run when another module is shown."""
 
@@ -136,7 +143,7 @@ class RegMambaLogic(ScriptedLoadableModuleLogic):
             from RegMambaSlicer.logic import RegistrationJob
             from RegMambaSlicer.worker_client import WorkerClient
 
-            self._job = RegistrationJob(WorkerClient(), slicer.mrmlScene)
+            self._job = RegistrationJob(WorkerClient(), slicer.mrmlScene, slicer.app.temporaryPath)
         return self._job
 
     @property
@@ -172,6 +179,7 @@ class RegMambaLogic(ScriptedLoadableModuleLogic):
         settings: names and values of RegMambaLib's `Settings`; its defaults for the rest.
         outputs: `RegMambaSlicer.nodes.JobOutputs`; by default a new transform and moved volume, and moved labels
             where labels are given.
+        Keep the logic for further registrations: its worker process stays, and ends with `close()` or with the logic.
         Waits and returns (nodes by name, report), and raises an error with the message if it fails; or, with
         waitForCompletion=False, returns at once, and a timer that calls `job.poll()` brings
         onProgress(stage, share, total, secondsLeft), onDone(report) and onError(kind, message).

@@ -16,4 +16,4 @@ class MissingDependencyError(RegMambaError, ImportError):
 
 
 class Cancelled(RegMambaError):
-    """The user asked to stop; nothing was written."""
+    """The user asked to stop; no unfinished file is left behind."""

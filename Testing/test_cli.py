@@ -150,6 +150,14 @@ def test_register_aligns_two_real_files(tmp_path, capsys):
     assert report["folding_percent"] == 0
     assert report["after"]["dice"] > max(0.85, report["before"]["dice"])
 
+    # Labels that have nothing in common measure nothing, and the registration is as good.
+    others = sitk.ReadImage(labels[3]) * 10
+    sitk.WriteImage(others, labels[3])
+    assert main(["register", fixed, moving, "-o", str(tmp_path / "again"), *labels, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "no label in common" in report["notes"][0] and "after" not in report
+    assert (tmp_path / "again" / "transform.h5").exists()
+
 
 def test_the_report_holds_times_memory_agreement_settings_and_versions(files, pipeline, tmp_path, capsys):
     labels = ["--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels]
@@ -325,8 +333,8 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_the_work(file
         (RuntimeError("ITK ERROR: Failed to allocate memory for image."), 2, "Not enough memory"),
         (InputError("The images do not overlap;\n move one."), 2, "overlap; move one."),
         (ZeroDivisionError("division\nby zero"), 1, "REGMAMBA_DEBUG=1"),
-        (KeyboardInterrupt(), 130, "nothing was written"),
-        (Cancelled("stop"), 130, "nothing was written"),
+        (KeyboardInterrupt(), 130, "no unfinished file"),
+        (Cancelled("stop"), 130, "no unfinished file"),
     ],
 )
 def test_an_error_in_the_middle_is_one_line_and_leaves_nothing(

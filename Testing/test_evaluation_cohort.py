@@ -14,8 +14,9 @@ from test_evaluation_report import Reader, stands_alone
 
 from RegMambaLib.cli.main import main
 from RegMambaLib.errors import InputError
-from RegMambaLib.evaluation.pairs import read_pairs
+from RegMambaLib.evaluation.pairs import PairFiles, read_pairs
 from RegMambaLib.evaluation.results import ALL, read_results
+from RegMambaLib.registration.settings import Settings
 
 SHIFT = (4.5, -6.0, 0.0)
 
@@ -142,10 +143,27 @@ def test_pairs_without_a_transform_are_registered_and_reported(cohort, capsys):
     again = json.loads(capsys.readouterr().out)
     assert again["failed"] == {} and again["summary"]["ours"]["pairs"] == 2
     assert main([*arguments, "--metric", "mind"]) == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "other files, settings or weights" in capsys.readouterr().err
     (cohort.folder / "half.tfm").write_bytes((cohort.folder / "there.tfm").read_bytes())
     assert main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_result_is_not_kept_when_its_weights_or_the_program_changed(cohort, monkeypatch):
+    from RegMambaLib.evaluation import cohort as module
+
+    weights = cohort.folder / "run.safetensors"
+    weights.write_bytes(b"first")
+    files = {name: cohort.folder / f"{name}.nii.gz" for name in ("fixed", "moving")}
+    pair = PairFiles("a", "ours", files, (), (), {})
+    made = module.Cohort(cohort.out, Settings(weights=str(weights)))
+    first = module._source(pair, made)
+    assert module._source(pair, made) == first
+    weights.write_bytes(b"trained anew")
+    second = module._source(pair, made)
+    assert second != first
+    monkeypatch.setattr(module, "__version__", "99")
+    assert module._source(pair, made) != second
 
 
 @pytest.mark.parametrize(

@@ -276,8 +276,11 @@ def test_watching_gives_the_features_of_both_images_and_the_votes_used():
     torch.manual_seed(0)
     network = build_network("regmamba", channels=(4, 6, 8)).eval()
     moving, fixed = torch.rand(2, 1, 1, 12, 16, 8).unbind(0)
-    with watched() as insight, torch.no_grad():
+    with watched() as insights, torch.no_grad():
         network.predict(moving, fixed, samples=2, seed=0)  # the draws that follow the first pass do not count
+        network(fixed, moving)
+    insight, other = insights
+    np.testing.assert_allclose(other.of_level(1)[0], insight.of_level(1)[1], atol=1e-5)
     assert insight.levels == {1: 8, 2: 4}
     with torch.no_grad():
         expected = network.encode(torch.cat([moving, fixed]))
@@ -290,4 +293,4 @@ def test_watching_gives_the_features_of_both_images_and_the_votes_used():
         np.testing.assert_allclose(list(votes.values()), network.votes(False)[level - 1].detach())
     with torch.no_grad():
         network(moving, fixed)
-    assert len(insight.matched) == 2  # nothing is watched after the block
+    assert len(insights) == 2 and len(insight.matched) == 2  # nothing is watched after the block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,28 @@ def test_a_failed_write_says_what_and_why_but_lack_of_memory_stays_itself():
         raise OSError(28, "No space left")
     with pytest.raises(MemoryError), writing("moved.nii.gz"):
         raise MemoryError
+
+
+def test_if_one_file_cannot_be_replaced_all_old_ones_stay(tmp_path, monkeypatch):
+    for name in NAMES:
+        (tmp_path / name).write_text("old")
+    real, last = Path.replace, NAMES[-1]
+
+    def held(self, target):
+        if self.parent == tmp_path and self.name == last:  # as on Windows, while another program has it open
+            raise PermissionError(13, "Permission denied")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    with pytest.raises(InputError, match="Permission denied"), staged(tmp_path, NAMES, overwrite=True) as folder:
+        for name in NAMES:
+            (folder / name).write_text("new")
+    assert everything(tmp_path) == sorted(NAMES)
+    assert {(tmp_path / name).read_text() for name in NAMES} == {"old"}
+
+
+def test_what_another_run_wrote_meanwhile_is_not_overwritten(tmp_path):
+    with pytest.raises(InputError, match="exists already"), staged(tmp_path, NAMES) as folder:
+        (folder / NAMES[0]).write_text("mine")
+        (tmp_path / NAMES[0]).write_text("theirs")
+    assert (tmp_path / NAMES[0]).read_text() == "theirs"

@@ -146,6 +146,13 @@ def test_a_nifti_displacement_has_the_intent_that_slicer_wants_with_vectors_in_r
     np.testing.assert_allclose(image.affine[:3, 3], np.array(GRID.origin) * (-1, -1, 1), atol=1e-4)
 
 
+def test_writing_a_nifti_displacement_touches_no_other_file(tmp_path):
+    (tmp_path / "displacement.nii").write_text("somebody's own")
+    write_transform(bump(), tmp_path / "t.nii.gz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["displacement.nii", "t.nii.gz"]
+    assert (tmp_path / "displacement.nii").read_text() == "somebody's own"
+
+
 def test_a_nifti_displacement_as_itk_and_ants_write_it_is_lps(tmp_path):
     field = sitk.Cast(bump().GetDisplacementField(), sitk.sitkVectorFloat32)
     sitk.WriteImage(field, str(tmp_path / "ants.nii.gz"))

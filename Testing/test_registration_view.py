@@ -102,3 +102,13 @@ def test_a_mask_counts_within_the_field_of_view_only():
     expected = np.zeros(GRID.shape, bool)
     expected[9:29, 11:33, 7:30] = True
     np.testing.assert_array_equal(found > 0, expected)
+
+
+def test_a_mask_whose_grid_differs_by_a_rounding_error_counts():
+    image = side(head())
+    mask = sitk.GetImageFromArray((head() > 0.5 * head().max()).astype(np.uint8))
+    mask.CopyInformation(image.image)
+    mask.SetOrigin([v + 0.005 * GRID.spacing[0] for v in mask.GetOrigin()])
+    through = (affine_transform(np.eye(4)),) * 2
+    weight = similarity_weight(GRID, (image, image), through, (mask, None), 3)
+    assert 0 < weight.mean() < 0.5

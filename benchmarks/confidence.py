@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,10 +32,14 @@ from RegMambaLib import Registration, Settings, register
 from RegMambaLib.evaluation.known_pair import T1, T2
 from RegMambaLib.io.images import read_image, read_labels
 from RegMambaLib.io.transforms import flatten
+from RegMambaLib.networks.base import RegistrationNetwork
+from RegMambaLib.registration import pipeline
 from RegMambaLib.registration.confidence import signs
+from RegMambaLib.registration.contrast import SIDES
+from RegMambaLib.registration.grid import padded
 from RegMambaLib.registration.network import load_weights
 from RegMambaLib.registration.preprocess import prepare
-from RegMambaLib.spatial.fields import warp
+from RegMambaLib.spatial.fields import resize, warp
 from RegMambaLib.spatial.grid import Grid
 from RegMambaLib.spatial.itk import affine_transform
 
@@ -115,18 +121,20 @@ class Outcome:
     result: Registration
     error: np.ndarray
     inside: np.ndarray
+    asked: Asked
 
 
 def outcome(pair: KnownPair) -> Outcome:
     settings = Settings(affine="none", uncertainty=True)
-    result = register(pair.fixed, pair.moving, settings=settings)
+    with asked() as seen:
+        result = register(pair.fixed, pair.moving, settings=settings)
     grid = result.grid
     error = np.linalg.norm(flatten(result.transform, grid) - flatten(pair.truth, grid), axis=-1)
     side = prepare(pair.fixed, "fixed")
     anatomy = sitk.GetArrayFromImage(grid.resample(side.image, sitk.Transform())) > side.threshold
     assert result.uncertainty is not None
     # Beyond the fixed image's edge nothing is known.
-    return Outcome(result, error, binary_erosion(anatomy) & (result.uncertainty > 0))
+    return Outcome(result, error, binary_erosion(anatomy) & (result.uncertainty > 0), seen)
 
 
 def on_grid(pair: KnownPair, result: Registration) -> tuple[np.ndarray, np.ndarray]:
@@ -136,12 +144,45 @@ def on_grid(pair: KnownPair, result: Registration) -> tuple[np.ndarray, np.ndarr
     return tuple(map(sitk.GetArrayFromImage, shown))  # type: ignore[return-value]
 
 
-def vote_spread(pair: KnownPair, result: Registration) -> np.ndarray:
-    """Standard deviation of the network's displacement over draws of its votes, on the registration's grid."""
-    moving, fixed = (torch.from_numpy(a)[None, None] for a in reversed(on_grid(pair, result)))
+@dataclass
+class Asked:
+    """What a registration showed to the network: pairs (fixed, moving), and the shape of the grid they come from."""
+
+    pairs: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+
+
+@contextmanager
+def asked() -> Iterator[Asked]:
+    """Look on as the registration within the block asks its network."""
+    seen = Asked()
+    predict, network_shape = pipeline.predict, pipeline.network_shape
+
+    def show(network: RegistrationNetwork, fixed: np.ndarray, moving: np.ndarray, **more: Any) -> np.ndarray:
+        seen.pairs.append((fixed, moving))
+        return predict(network, fixed, moving, **more)
+
+    def size(shape: tuple[int, ...], spacing: float) -> tuple[int, int, int]:
+        seen.shape = shape
+        return network_shape(shape, spacing)
+
+    pipeline.predict, pipeline.network_shape = show, size
+    try:
+        yield seen
+    finally:
+        pipeline.predict, pipeline.network_shape = predict, network_shape
+
+
+def vote_spread(result: Registration, seen: Asked) -> np.ndarray:
+    """Standard deviation of the network's displacement over draws of its votes, on the registration's grid.
+
+    The network is shown what it saw in the registration: on its own grid, in one contrast.
+    """
+    carried = result.details["network_carried"]
+    fixed, moving = (torch.from_numpy(a)[None, None] for a in seen.pairs[SIDES.index(carried) if carried else 0])
     spread = load_weights(result.details["weights"]).predict(moving, fixed, DRAWS, seed=0)[1]
     assert spread is not None
-    return spread[0, 0].numpy()
+    return padded(resize(spread[0, 0].numpy(), seen.shape), result.grid.shape)
 
 
 def judged(pair: KnownPair) -> Row:
@@ -158,7 +199,7 @@ def judged(pair: KnownPair) -> Row:
         "error_high_mm": float(error[doubt >= high].mean()),
     }
     if found.result.details["network_used"]:
-        votes = vote_spread(pair, found.result)[found.inside]
+        votes = vote_spread(found.result, found.asked)[found.inside]
         row["votes_spearman"] = float(spearmanr(votes, error).statistic)
     return row
 

@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from RegMambaLib.evaluation.memory import peak_of
+
 from .cases import ROOT
 
 RESULTS = ROOT / "docs" / "benchmarks"
@@ -87,7 +89,7 @@ def run(command: list[str], log: Path, limit: float, given: dict[str, str]) -> d
 class _Watch(threading.Thread):
     """The most bytes that a process and its descendants held together.
 
-    The peak that `wait4` tells is of no use: Linux carries that of the parent over into the child.
+    Looks now and then, and on Linux asks for the peak of the process itself.
     """
 
     def __init__(self, pid: int) -> None:
@@ -108,7 +110,7 @@ class _Watch(threading.Thread):
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     total += member.memory_info().rss
-            self.most = max(self.most, total, _own_peak(self.pid))
+            self.most = max(self.most, total, peak_of(self.pid))
             if self.over.wait(LOOK):
                 return
 
@@ -116,15 +118,6 @@ class _Watch(threading.Thread):
         self.over.set()
         self.join()
         return self.most
-
-
-def _own_peak(pid: int) -> int:
-    """The most bytes that a process has held so far, between two looks too; only Linux tells."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def machine() -> dict[str, Any]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import tempfile
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import slicer
 
 SLICERS_OWN = ("numpy", "scipy", "SimpleITK")
 TORCH = ">=2.2"
+OLDEST_PYTHON = (3, 10)
 KERNELS = {"mamba_ssm": "mamba-ssm", "causal_conv1d": "causal-conv1d"}
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 
@@ -38,20 +42,35 @@ def requirements() -> list[str]:
 
 
 def missing() -> list[str]:
-    """Requirements that are not installed, torch among them."""
+    """Requirements that are not installed, or in a version that is too old; torch among them."""
     wanted = [*requirements(), f"torch{TORCH}"]
-    return [line for line in wanted if not is_there(_name(line))]
+    return [line for line in wanted if not is_there(_name(line)) or is_too_old(line)]
 
 
-def ensure() -> None:
+def is_too_old(requirement: str) -> bool:
+    """Whether an installed package is older than a requirement of the form name>=1.2 allows."""
+    name, _, least = requirement.partition(">=")
+    try:
+        return _numbers(metadata.version(name)) < _numbers(least)
+    except metadata.PackageNotFoundError:  # built into Slicer without a record of its version
+        return False
+
+
+def ensure(say: Callable[[str], None] = lambda text: None) -> None:
     """Install what is missing, after asking the user; called when Register is first pressed.
 
+    Args:
+        say: shows a remark at once; pip blocks Slicer up to 5.10.
+
     Raises:
-        DependencyError: declined, failed, or the PyTorch extension is not installed.
+        DependencyError: declined, failed, the PyTorch extension is not installed, or Slicer is too old.
     """
+    if sys.version_info < OLDEST_PYTHON:
+        raise DependencyError("RegMamba needs Slicer 5.10 or newer; update Slicer.")
     if not missing():
         return
-    if not is_there("torch"):
+    say("Installing Python packages; Slicer may not respond until that is done.")
+    if f"torch{TORCH}" in missing():
         _ensure_torch()
     others = [line for line in missing() if _name(line) != "torch"]
     if others:
@@ -65,6 +84,11 @@ def ensure() -> None:
 
 
 def _ensure_torch() -> None:
+    if is_there("torch"):
+        raise DependencyError(
+            f"Registration needs PyTorch {TORCH.strip('>=')} or newer, and version {metadata.version('torch')} is "
+            "installed; uninstall it in the module PyTorch Util, restart Slicer, and press Register again."
+        )
     try:
         import PyTorchUtils
     except ImportError:
@@ -90,14 +114,20 @@ def _install(wanted: list[str]) -> None:
                 return
         text = f"RegMamba needs {', '.join(wanted)}. Install them into Slicer's Python now?"
         if not slicer.util.confirmOkCancelDisplay(text, windowTitle="RegMamba"):
-            raise DependencyError(f"Registration needs {', '.join(wanted)}; press Register again and allow it.")
+            raise DependencyError(_declined(wanted))
         slicer.util.pip_install([*wanted, *_held()])
     except DependencyError:
         raise
     except Exception as error:
+        if "declined" in str(error):  # of slicer.packaging, which asks by itself
+            raise DependencyError(_declined(wanted)) from error
         raise DependencyError(
             f"{', '.join(wanted)} could not be installed ({error}); check the network connection and try again."
         ) from error
+
+
+def _declined(wanted: list[str]) -> str:
+    return f"Registration needs {', '.join(wanted)}; press Register again and allow it."
 
 
 def _ensure_by_packaging(packaging: Any) -> None:
@@ -113,8 +143,6 @@ def _ensure_by_packaging(packaging: Any) -> None:
 
 def _held() -> list[str]:
     """Slicer's own packages at the version they have, so that pip leaves them alone."""
-    from importlib import metadata
-
     found = []
     for package in SLICERS_OWN:
         try:
@@ -128,6 +156,11 @@ def _name(requirement: str) -> str:
     for mark in "<>=!~; [":
         requirement = requirement.split(mark)[0]
     return requirement.strip()
+
+
+def _numbers(version: str) -> list[int]:
+    """The release of a version, such as [2, 13, 0] of 2.13.0+cpu."""
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3]]
 
 
 def describe_kernels() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from RegMambaLib.errors import InputError, RegMambaError
 
 from .bridge import export_labels, export_mask, export_volume, set_displacement, transform_to_sitk
 from .nodes import COMPOSITE, NEW, JobInputs, JobOutputs, check, nodes_of
-from .outputs import copy_display, fill_chart, fill_table, output_node, set_labels, set_volume
+from .outputs import copy_display, fill_chart, fill_table, output_node, put_beside, set_labels, set_volume
 from .segments import Label, LabelImage
 from .worker_client import Event, WorkerClient, make_temporary, remove_temporary
 
@@ -37,12 +38,14 @@ class RegistrationJob:
     Attributes:
         client: the worker's client, shared by all jobs of a module.
         scene: the MRML scene.
+        temporary: folder for what goes to the worker and back; None is the system's.
         report: of the last run that was done: seconds, folding, "before" and "after" of the labels, notes.
         nodes: the nodes of that run by the names of `JobOutputs`.
     """
 
     client: WorkerClient
     scene: Any
+    temporary: str | None = None
     report: dict[str, Any] | None = None
     nodes: dict[str, Any] = field(default_factory=dict)
     error: RegistrationError | None = None
@@ -82,7 +85,7 @@ class RegistrationJob:
         self._notes, self._labels = [], []
         try:
             check(inputs, self._outputs)
-            self._folder = make_temporary()
+            self._folder = make_temporary(self.temporary)
             request = self._export(self._folder)
             wanted = {**settings, "uncertainty": self._outputs.uncertainty is not None}
             request |= {"command": "register", "settings": wanted, "mode": self._outputs.mode}
@@ -99,6 +102,9 @@ class RegistrationJob:
             self._fail(
                 "crash", f"The volumes cannot be passed on ({error}); make room on the disk for temporary files."
             )
+            return
+        except Exception as error:
+            self._fail_unexpectedly(error)
             return
         self.running = True
         try:
@@ -155,21 +161,26 @@ class RegistrationJob:
         report = event["report"]
         report["notes"] = [*self._notes, *report.get("notes", [])]
         folder = self._folder
+        nodes: dict[str, Any] = {}
         try:
             if self._gone():
                 raise InputError("The scene was closed or an input was removed meanwhile; register again.")
             # Everything is read before the first node is touched.
             files = {name: str(folder / path) for name, path in event["files"].items() if self._wants(name)}
             images = {name: sitk.ReadImage(path) for name, path in files.items()}
-            self.nodes = self._deliver(report, images)
+            self._deliver(report, images, nodes)
         except RegMambaError as error:
             self._fail("input", str(error))
             return
-        except (RuntimeError, OSError, MemoryError) as error:
-            self._fail("crash", f"The result cannot be read ({error}); check the disk space for temporary files.")
+        except Exception as error:
+            self._take_back(nodes)
+            if isinstance(error, (RuntimeError, OSError, MemoryError)):
+                self._fail("crash", f"The result cannot be read ({error}); check the disk space for temporary files.")
+            else:
+                self._fail_unexpectedly(error)
             return
         self.running = False
-        self.report = report
+        self.report, self.nodes = report, nodes
         self._clean()
         if self._on_done is not None:
             self._on_done(report)
@@ -180,6 +191,24 @@ class RegistrationJob:
         self._clean()
         if self._on_error is not None:
             self._on_error(kind, message)
+
+    def _fail_unexpectedly(self, error: Exception) -> None:
+        """A defect of ours: the whole of it goes to Slicer's log, and the panel comes to rest."""
+        logging.exception("RegMamba")
+        self._fail(
+            "crash", f"RegMamba stopped with an internal error ({error}); report it with the text of Slicer's log."
+        )
+
+    def _take_back(self, nodes: dict[str, Any]) -> None:
+        """Remove the nodes that were made for a result which could not be delivered."""
+        given = nodes_of(self._outputs).values()
+        for node in nodes.values():
+            if any(node is one for one in given):
+                continue
+            shows = node.IsA("vtkMRMLDisplayableNode")
+            for display in [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())] if shows else []:
+                self.scene.RemoveNode(display)
+            self.scene.RemoveNode(node)
 
     def _clean(self) -> None:
         remove_temporary(self._folder)
@@ -241,13 +270,16 @@ class RegistrationJob:
             raise InputError(f"The initial transform {node.GetName()} is not linear; choose a linear one, or none.")
         return transform
 
-    def _deliver(self, report: dict[str, Any], images: dict[str, sitk.Image]) -> dict[str, Any]:
-        inputs, wanted, nodes = self._inputs, self._outputs, {}
+    def _deliver(self, report: dict[str, Any], images: dict[str, sitk.Image], nodes: dict[str, Any]) -> None:
+        """Put the result into nodes, which are entered in `nodes` as they are made."""
+        inputs, wanted = self._inputs, self._outputs
         fixed, moving = inputs.fixed.GetName(), inputs.moving.GetName()
 
         def node(name: str, class_name: str, default: str) -> Any:
             given = getattr(wanted, name)
             nodes[name] = output_node(self.scene, NEW if given is None else given, class_name, default)
+            if isinstance(given, str):
+                put_beside(nodes[name], inputs.moving if name == "transform" else inputs.fixed)
             return nodes[name]
 
         if "displacement" in images:
@@ -278,7 +310,6 @@ class RegistrationJob:
             fill_table(table, report, self._labels, moving, append=wanted.append)
             if wanted.chart is not None and "after" in report:
                 fill_chart(node("chart", "vtkMRMLPlotChartNode", f"{moving} to {fixed} Dice"), table)
-        return nodes
 
 
 def _is_segmentation(node: Any) -> bool:

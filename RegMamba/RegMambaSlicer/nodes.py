@@ -54,12 +54,20 @@ class JobOutputs:
 INPUTS = tuple(f.name for f in fields(JobInputs))
 OPTIONAL_OUTPUTS = ("volume", "labels", "jacobian", "uncertainty")
 """Outputs that a user may leave out and name a node for."""
+TABLES = ("table", "chart")
+"""Outputs that a user may leave out; they are filled again by the next run of the pair."""
 
 
 def nodes_of(job: JobInputs | JobOutputs) -> dict[str, Any]:
     """The nodes that are given, by the names of the fields."""
     given = {f.name: getattr(job, f.name) for f in fields(job)}
     return {name: node for name, node in given.items() if hasattr(node, "GetID")}
+
+
+def is_result_of(transform: Any, fixed: Any, moving: Any) -> bool:
+    """Whether a transform node says that it was made by registering this pair."""
+    roles = transform.GetFixedNodeReferenceRole(), transform.GetMovingNodeReferenceRole()
+    return [transform.GetNodeReference(role) for role in roles] == [fixed, moving]
 
 
 def check(inputs: JobInputs, outputs: JobOutputs) -> None:

@@ -26,6 +26,16 @@ def output_node(scene: Any, wanted: Any, class_name: str, name: str) -> Any:
     return scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(wanted or name))
 
 
+def put_beside(node: Any, source: Any) -> None:
+    """Place a new node where another one is in the subject hierarchy, such as below the same patient."""
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    if tree is None:
+        return
+    item, parent = tree.GetItemByDataNode(node), tree.GetItemParent(tree.GetItemByDataNode(source))
+    if item and parent:
+        tree.SetItemParent(item, parent)
+
+
 def set_volume(node: Any, image: sitk.Image) -> None:
     """Let a volume node hold an image given in LPS mm, in the world: under no transform."""
     slicer.util.updateVolumeFromArray(node, sitk.GetArrayViewFromImage(image))
@@ -56,7 +66,7 @@ def set_labels(node: Any, image: sitk.Image, labels: list[Label], source: Any, r
     """
     if node.IsA("vtkMRMLSegmentationNode"):
         node.SetAndObserveTransformNodeID(None)
-        fill_segmentation(node, image, labels, reference)
+        fill_segmentation(node, image, labels, reference, source if source.IsA(node.GetClassName()) else None)
         return
     array = sitk.GetArrayViewFromImage(image)
     small = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import qt
+import slicer
 
 from . import dependencies
-from .nodes import COMPOSITE, GRID, INPUTS, NEW, OPTIONAL_OUTPUTS, JobOutputs
+from .nodes import COMPOSITE, GRID, INPUTS, NEW, OPTIONAL_OUTPUTS, TABLES, JobOutputs, is_result_of
 from .panel_after import AfterSection, BatchSection
 from .panel_look import LookSection
 from .panel_text import numbers_text, progress_text
 from .parameters import (
     CUSTOM_WEIGHTS,
+    DEFAULT_PRESET,
     find_presets,
     find_problem,
     inputs_of,
@@ -49,7 +51,7 @@ class Panel:
         self._setting_up = False
         self._words, self._reason, self._is_problem = "", "", False
         self.report: dict[str, Any] | None = None
-        self.nodes: dict[str, Any] = {}
+        self._pair: tuple[Any, Any] | None = None
         self.settings_view = SettingsView(
             ui.common_settings.layout(), ui.advanced_section.layout(), self._settings_changed, self.say_problem
         )
@@ -82,28 +84,51 @@ class Panel:
             self.parameters.disconnectGui(self._connection)
         self.parameters, self._connection = parameters, None
         if parameters is None:
-            self.report, self.nodes = None, {}
+            self.report, self._pair = None, None
             return
         self._connection = parameters.connectGui(self.ui)
         if not parameters.settings:
-            self._take_preset(parameters.preset or next(iter(self._presets), ""))
+            self._take_preset(parameters.preset or DEFAULT_PRESET)
         self.refresh()
 
     def refresh(self) -> None:
         """Bring everything shown up to date with the parameter node."""
         if self.parameters is None or self._setting_up:
             return
+        self._leave_results_of_another_pair()
         with contextlib.suppress(Exception):  # a scene of another version; `find_problem` says so below
             self.settings_view.show(read_settings(self.parameters))
+        custom = self.parameters.preset == CUSTOM_WEIGHTS
         self._setting_up = True
         try:
             self.ui.preset_selector.setCurrentText(self.parameters.preset)
+            if custom:
+                self._show_weights_path()
         finally:
             self._setting_up = False
-        custom = self.parameters.preset == CUSTOM_WEIGHTS
         self.ui.weights_label.setVisible(custom)
         self.ui.weights_path.setVisible(custom)
         self._refresh_buttons()
+
+    def _leave_results_of_another_pair(self) -> None:
+        """When another pair is chosen, the outputs are new nodes again; the results of the last pair stay."""
+        if self.busy:
+            return
+        p = self.parameters
+        before, self._pair = self._pair, (p.fixed, p.moving)
+        if before not in (None, self._pair) and p.transform is not None and is_result_of(p.transform, *before):
+            was_modifying = p.StartModify()
+            try:
+                for name in ("transform", *OPTIONAL_OUTPUTS, *TABLES):
+                    setattr(p, name, None)
+            finally:
+                p.EndModify(was_modifying)
+
+    def _show_weights_path(self) -> None:
+        weights = self.settings_view.rows["weights"].read()
+        path = weights if Path(weights).suffix else ""
+        if self.ui.weights_path.property("currentPath") != path:
+            self.ui.weights_path.setCurrentPath(path)
 
     def _refresh_buttons(self) -> None:
         problem = find_problem(self.parameters)
@@ -164,7 +189,7 @@ class Panel:
             self.say("")
 
     def _weights_chosen(self, path: str) -> None:
-        if self.parameters is not None and path:
+        if self.parameters is not None and path and not self._setting_up:
             row = self.settings_view.rows["weights"]
             row.write(path)
             self._settings_changed(self.settings_view.read())
@@ -177,7 +202,7 @@ class Panel:
         from RegMambaLib.errors import InputError
         from RegMambaLib.registration.settings import Settings
 
-        file = qt.QFileDialog.getOpenFileName(None, "Add a preset", "", "Presets (*.json)")
+        file = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), "Add a preset", "", "Presets (*.json)")
         if not file:
             return
         try:
@@ -189,8 +214,13 @@ class Panel:
         self._preset_chosen(Path(file).stem.replace("_", " "))
 
     def _save_preset(self) -> None:
-        start = str(user_presets() / "my_preset.json")
-        file = qt.QFileDialog.getSaveFileName(None, "Save as a preset", start, "Presets (*.json)")
+        from RegMambaLib.errors import InputError
+
+        folder = user_presets()
+        with contextlib.suppress(OSError):  # Qt's dialog begins elsewhere where the folder is not there
+            folder.mkdir(parents=True, exist_ok=True)
+        start = str(folder / "my_preset.json")
+        file = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), "Save as a preset", start, "Presets (*.json)")
         if not file:
             return
         target = Path(file).with_suffix(".json")
@@ -199,8 +229,12 @@ class Panel:
         except OSError as error:
             self.say_problem(f"The preset could not be written ({error.strerror}); choose a folder of your own.")
             return
+        except (InputError, ValueError) as error:
+            self.say_problem(f"The settings in this scene cannot be used ({error}); choose a preset.")
+            return
         self._list_presets()
-        self.say(f"Saved as {target.name}.")
+        listed = target.parent == folder
+        self.say(f"Saved as {target.name}." if listed else f"Saved as {target}; Add... brings it into the list.")
 
     # The run
 
@@ -216,7 +250,7 @@ class Panel:
         problem = find_problem(self.parameters)
         if problem is None:
             try:
-                dependencies.ensure()
+                dependencies.ensure(self._say_now)
             except dependencies.DependencyError as error:
                 problem = str(error)
         if problem is not None:
@@ -255,10 +289,11 @@ class Panel:
         self._refresh_buttons()
 
     def _failed(self, kind: str, message: str) -> None:
-        where = self.batch.prefix()
-        self.batch.stop()
+        if self.batch.going:
+            self.batch.failed(kind, message)
+            return
         self.settle()
-        self.say_problem(where + message)
+        self.say_problem(message)
 
     def job_outputs(self) -> Any:
         """What the outputs section asks for: nodes to fill again, new ones, or None for none."""
@@ -266,8 +301,8 @@ class Panel:
         wanted = {name: (getattr(p, name) or NEW) if getattr(p, f"want_{name}") else None for name in OPTIONAL_OUTPUTS}
         if p.moving_labels is None:
             wanted["labels"] = None
-        for name in ("table", "chart"):
-            wanted[name] = (self.nodes.get(name) or NEW) if p.want_table else None
+        for name in TABLES:
+            wanted[name] = (getattr(p, name) or NEW) if p.want_table else None
         return JobOutputs(transform=p.transform or NEW, mode=self.mode(), **wanted)
 
     def mode(self) -> str:
@@ -282,12 +317,12 @@ class Panel:
         self.say(self.batch.prefix() + progress_text(stage, eta))
 
     def _done(self, report: dict[str, Any]) -> None:
-        self.report, self.nodes = report, dict(self.logic.job.nodes)
+        self.report, nodes = report, self.logic.job.nodes
         was_modifying = self.parameters.StartModify()
         try:
-            for name in ("transform", *OPTIONAL_OUTPUTS):
-                if self.nodes.get(name) is not None:
-                    setattr(self.parameters, name, self.nodes[name])
+            for name in ("transform", *OPTIONAL_OUTPUTS, *TABLES):
+                if nodes.get(name) is not None:
+                    setattr(self.parameters, name, nodes[name])
         finally:
             self.parameters.EndModify(was_modifying)
         self.ui.numbers_label.setText(numbers_text(report))
@@ -305,6 +340,11 @@ class Panel:
         """The same, in red: what went wrong and what to do."""
         self._words, self._is_problem = text, True
         self._show_words()
+
+    def _say_now(self, text: str) -> None:
+        """A remark that is seen at once, before something that keeps Slicer busy."""
+        self.say(text)
+        slicer.app.processEvents()
 
     def _show_words(self) -> None:
         """The last remark, or else why the button is disabled."""

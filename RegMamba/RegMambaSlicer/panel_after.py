@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import qt
+import slicer
 
 from .nodes import LABEL_WORDS, NEW, OPTIONAL_OUTPUTS, JobOutputs, find_companion
 from .parameters import find_problem, inputs_of
@@ -57,7 +59,8 @@ class AfterSection:
         from .apply import save_transform
 
         transform = self.panel.parameters.transform
-        file = qt.QFileDialog.getSaveFileName(None, "Save the transform", f"{transform.GetName()}.h5", FILES)
+        name = re.sub(r'[\\/:*?"<>|]+', "_", transform.GetName())  # a name of a node may hold what no file's may
+        file = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), "Save the transform", f"{name}.h5", FILES)
         if file:
             self._try(lambda: save_transform(transform, file), f"Saved {transform.GetName()}.")
 
@@ -79,7 +82,9 @@ class BatchSection:
         self.ui, self.panel = ui, panel
         self._waiting: list[Any] = []
         self._total = 0
-        self._done: list[dict[str, Any]] = []
+        self._done = 0
+        self._failures: list[str] = []
+        self._moving: Any = None
         self._table: Any = None
         ui.batch_volumes.connect("checkedNodesChanged()", self.refresh)
         ui.batch_button.connect("clicked()", self.start)
@@ -102,7 +107,7 @@ class BatchSection:
 
     def prefix(self) -> str:
         """Where the batch is, before the progress of its present run."""
-        return f"Volume {len(self._done) + 1} of {self._total}. " if self.going else ""
+        return f"Volume {self._done + len(self._failures) + 1} of {self._total}. " if self.going else ""
 
     def start(self) -> None:
         """Begin with the first volume."""
@@ -121,7 +126,8 @@ class BatchSection:
             return
         if not self.panel.ready():
             return
-        self._waiting, self._total, self._done, self._table = volumes, len(volumes), [], None
+        self._waiting, self._total = volumes, len(volumes)
+        self._done, self._failures, self._table = 0, [], None
         self._next()
 
     def stop(self) -> None:
@@ -129,7 +135,7 @@ class BatchSection:
         self._waiting, self._total = [], 0
 
     def _next(self) -> None:
-        moving = self._waiting.pop(0)
+        moving = self._moving = self._waiting.pop(0)
         p = self.panel.parameters
         wanted = {name: NEW if getattr(p, f"want_{name}") else None for name in OPTIONAL_OUTPUTS}
         if inputs_of(p, moving).moving_labels is None:
@@ -137,13 +143,31 @@ class BatchSection:
         table, more = self._table or NEW, self._table is not None
         self.panel.start(moving, JobOutputs(table=table, mode=self.panel.mode(), append=more, **wanted), self._one_done)
 
-    def _one_done(self, report: dict[str, Any]) -> None:
-        self._done.append(report)
+    def failed(self, kind: str, message: str) -> None:
+        """The present volume cannot be registered: note it and go on, unless the next would fail of the same."""
+        self._failures.append(f"{self._moving.GetName()}: {message}")
+        if kind == "missing":
+            self._waiting = []
+        self._go_on()
+
+    def _one_done(self, _report: dict[str, Any]) -> None:
+        self._done += 1
         self._table = self.panel.logic.job.nodes["table"]
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._waiting:
             self._next()
             return
-        count = self._total
+        total = self._total
         self.stop()
-        self.panel.nodes = {"table": self._table}
-        self.panel.settle(f"Done: {count} volumes registered; their numbers are in the table.")
+        if self._table is not None:
+            self.panel.parameters.table = self._table
+        numbers = "; their numbers are in the table" if self._done else ""
+        if not self._failures:
+            self.panel.settle(f"Done: {total} volumes registered{numbers}.")
+            return
+        self.panel.settle()
+        self.panel.say_problem(
+            f"{self._done} of {total} volumes registered{numbers}. Not registered: {' '.join(self._failures)}"
+        )

@@ -42,8 +42,8 @@ class LookSection:
         ui.jacobian_button.setEnabled(p.jacobian is not None)
         for widget in (ui.transform_mode, ui.in_slices_check, ui.in_3d_check):
             widget.setEnabled(p.transform is not None)
-        ui.table_button.setEnabled(self.panel.nodes.get("table") is not None)
-        ui.chart_button.setEnabled(self.panel.nodes.get("chart") is not None)
+        ui.table_button.setEnabled(p.table is not None)
+        ui.chart_button.setEnabled(p.chart is not None)
 
     def compare(self) -> None:
         """Fixed behind, moved in front."""
@@ -81,6 +81,7 @@ class LookSection:
         p = self.panel.parameters
         if not on:
             self._overlay()
+            views.remove_checkerboard()
             return
         self._switch_off(but=self.ui.checkerboard_button)
         try:
@@ -112,7 +113,7 @@ class LookSection:
             views.show_transform(transform, mode, in_slices, in_3d)
 
     def _show_table(self) -> None:
-        views.show_table(self.panel.nodes["table"])
+        views.show_table(self.panel.parameters.table)
 
     def _show_chart(self) -> None:
-        views.show_chart(self.panel.nodes["chart"])
+        views.show_chart(self.panel.parameters.chart)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Union
 import slicer
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
+    vtkMRMLPlotChartNode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
+    vtkMRMLTableNode,
     vtkMRMLTransformNode,
 )
 from slicer.parameterNodeWrapper import parameterNodeWrapper
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]  # noqa: UP007
 
 CUSTOM_WEIGHTS = "custom weights file"
+DEFAULT_PRESET = "brain"
 
 
 @parameterNodeWrapper
@@ -61,6 +64,8 @@ class Parameters:
     labels: Labels
     jacobian: vtkMRMLScalarVolumeNode
     uncertainty: vtkMRMLScalarVolumeNode
+    table: vtkMRMLTableNode
+    chart: vtkMRMLPlotChartNode
     composite: bool = False
     want_volume: bool = True
     want_labels: bool = True

@@ -123,8 +123,14 @@ def labels_of_volume(node: Any, image: sitk.Image) -> list[Label]:
     return labels
 
 
-def fill_segmentation(node: Any, image: sitk.Image, labels: list[Label], reference: Any = None) -> None:
+def fill_segmentation(
+    node: Any, image: sitk.Image, labels: list[Label], reference: Any = None, source: Any = None
+) -> None:
     """Replace the segments of a node by those of a label image, with their names and colours.
+
+    Args:
+        reference: volume node whose geometry the segmentation takes, or None.
+        source: segmentation node the labels come from; its segments' tags and terminology stay with them.
 
     Labels that are not in the image become empty segments, so that what went out of view is seen to be missing.
     """
@@ -136,6 +142,9 @@ def fill_segmentation(node: Any, image: sitk.Image, labels: list[Label], referen
     data = oriented_image(image)
     for label in labels:
         segment = slicer.vtkSegment()
+        original = source.GetSegmentation().GetSegment(label.segment_id) if source is not None else None
+        if original is not None:
+            segment.DeepCopyMetadata(original)
         segment.SetName(label.name)
         segment.SetColor(*label.color)
         segment.SetLabelValue(label.value)

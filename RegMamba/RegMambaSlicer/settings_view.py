@@ -51,11 +51,13 @@ class SettingsView:
         self.show(Settings())
 
     def show(self, settings: Settings) -> None:
-        """Show these settings; nobody is told."""
+        """Show these settings; nobody is told. A row that shows its value already is left alone: a user may type."""
         self._showing = True
         try:
             for name, row in self.rows.items():
-                row.write(getattr(settings, name))
+                value = getattr(settings, name)
+                if not row.shows(value):
+                    row.write(value)
         finally:
             self._showing = False
 
@@ -86,6 +88,15 @@ class _Row:
     def __init__(self, widget: Any, signal: str, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
         self.widget, self.signal, self.read, self.write = widget, signal, read, write
 
+    def shows(self, value: Any) -> bool:
+        """Whether the widget reads as this value."""
+        from RegMambaLib.errors import InputError
+
+        try:
+            return bool(self.read() == value)
+        except InputError:
+            return False
+
 
 def _make_row(name: str, hint: Any, metadata: Any, choices: tuple[str, ...] | None) -> _Row:
     low, high = metadata["low"], metadata["high"]
@@ -102,6 +113,7 @@ def _make_row(name: str, hint: Any, metadata: Any, choices: tuple[str, ...] | No
     if hint is int:
         spin = qt.QSpinBox()
         spin.setRange(int(low or 0), int(NO_LIMIT if high is None else high))
+        spin.setKeyboardTracking(False)  # a number counts when it is whole, not at each of its digits
         if name == "window":
             spin.setSingleStep(2)
         return _Row(spin, "valueChanged(int)", lambda: int(spin.property("value")), spin.setValue)
@@ -109,6 +121,7 @@ def _make_row(name: str, hint: Any, metadata: Any, choices: tuple[str, ...] | No
         real = qt.QDoubleSpinBox()
         real.setDecimals(2)
         real.setSingleStep(0.1)
+        real.setKeyboardTracking(False)
         real.setRange(float(low or 0), float(NO_LIMIT if high is None else high))
         return _Row(real, "valueChanged(double)", lambda: float(real.property("value")), real.setValue)
     line = qt.QLineEdit()

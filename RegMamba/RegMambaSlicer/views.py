@@ -20,8 +20,14 @@ SPACING_IN_SLICES, SPACING_IN_3D = 10.0, 25.0
 
 
 def show_overlay(fixed: Any, moved: Any, opacity: float = 0.5) -> None:
-    """Fixed volume behind, moved volume in front, in every slice view, fitted."""
-    slicer.util.setSliceViewerLayers(background=fixed, foreground=moved, foregroundOpacity=opacity, fit=True)
+    """Fixed volume behind, moved volume in front, in every slice view; fitted where another volume was looked at."""
+    here = {fixed.GetID()}
+    checkerboard = slicer.mrmlScene.GetFirstNode(CHECKERBOARD, "vtkMRMLScalarVolumeNode")
+    if checkerboard is not None:  # lies on the fixed volume
+        here.add(checkerboard.GetID())
+    views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    elsewhere = any(view.GetBackgroundVolumeID() not in here for view in views)
+    slicer.util.setSliceViewerLayers(background=fixed, foreground=moved, foregroundOpacity=opacity, fit=elsewhere)
 
 
 def fade(opacity: float) -> None:
@@ -56,6 +62,13 @@ def show_checkerboard(fixed: Any, moved: Any, squares: int = 8) -> Any:
     display.SetWindowLevelMinMax(0.0, 1.0)
     slicer.util.setSliceViewerLayers(background=node, foreground=None)
     return node
+
+
+def remove_checkerboard() -> None:
+    """Take the node of `show_checkerboard` out of the scene, where it could be taken for an input."""
+    node = slicer.mrmlScene.GetFirstNode(CHECKERBOARD, "vtkMRMLScalarVolumeNode")
+    if node is not None:
+        slicer.mrmlScene.RemoveNode(node)
 
 
 def _to_unit(array: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -53,8 +52,8 @@ class WorkerClient:
         self._pending: dict[int, str | None] = {}
         self._readers: list[threading.Thread] = []
         self._next = 1
-        reference = weakref.ref(self)
-        atexit.register(_shut_down, reference)
+        # Ends the process when the client is no longer used, or Python ends.
+        self._end: weakref.finalize[..., WorkerClient] | None = None
 
     @property
     def busy(self) -> bool:
@@ -79,7 +78,9 @@ class WorkerClient:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        self._forget()
+        if self._end is not None:
+            self._end.detach()
+        _remove_all(self._pending)
         python = self._python or find_python()
         options: dict[str, Any] = {"start_new_session": True}
         if WINDOWS:
@@ -97,9 +98,11 @@ class WorkerClient:
         )
         self._last.clear()
         process = self._process
+        self._end = weakref.finalize(self, _shut_down, process, self._pending)
+        # The threads hold no reference to the client, which would keep it for ever.
         self._readers = [
-            threading.Thread(target=self._read_events, args=(process,), daemon=True),
-            threading.Thread(target=self._read_log, args=(process, self._last), daemon=True),
+            threading.Thread(target=_read_events, args=(process, self._events, self._last), daemon=True),
+            threading.Thread(target=_read_log, args=(process, self._last), daemon=True),
         ]
         for thread in self._readers:
             thread.start()
@@ -147,22 +150,17 @@ class WorkerClient:
         """End the process with all it started and remove the temporary folders; answers within a second."""
         process, self._process = self._process, None
         if process is not None:
-            kill_tree(process)
-            _close(process)
-        self._forget()
+            self._end()
+        _remove_all(self._pending)
 
     def shutdown(self) -> None:
         """End the process; for when the scene or the application closes."""
         self.cancel()
 
-    def _forget(self) -> None:
-        for folder in self._pending.values():
-            remove_temporary(folder)
-        self._pending.clear()
-
     def _buried(self) -> list[Event]:
         """The error events that a dead worker owes."""
         process, self._process = self._process, None
+        self._end.detach()
         kill_tree(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
@@ -174,26 +172,28 @@ class WorkerClient:
         events: list[Event] = [
             {"id": number, "event": "error", "kind": kind, "message": message} for number in self._pending
         ]
-        self._forget()
+        _remove_all(self._pending)
         return events
 
-    def _read_events(self, process: Any) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in process.stdout:
-                try:
-                    event = json.loads(line.decode("utf-8", "replace"))
-                except ValueError:
-                    self._last.append(line.decode("utf-8", "replace").rstrip())
-                    continue
-                if isinstance(event, dict) and "event" in event:
-                    self._events.put((process, event))
-        self._events.put((process, None))
 
-    @staticmethod
-    def _read_log(process: Any, last: deque[str]) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in process.stderr:
+def _read_events(process: Any, events: queue.Queue[tuple[Any, Event | None]], last: deque[str]) -> None:
+    """The worker's events from its stdout, and None at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in process.stdout:
+            try:
+                event = json.loads(line.decode("utf-8", "replace"))
+            except ValueError:
                 last.append(line.decode("utf-8", "replace").rstrip())
+                continue
+            if isinstance(event, dict) and "event" in event:
+                events.put((process, event))
+    events.put((process, None))
+
+
+def _read_log(process: Any, last: deque[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in process.stderr:
+            last.append(line.decode("utf-8", "replace").rstrip())
 
 
 def find_python() -> str:
@@ -236,8 +236,12 @@ def explain_exit(code: int | None, lines: list[str]) -> tuple[str, str]:
             f"The registration process cannot start: the Python package {name} is missing; install the requirements "
             "of RegMamba and try again."
         )
-    # Out-of-memory killers send SIGKILL; Windows reports STATUS_NO_MEMORY or STATUS_COMMITMENT_LIMIT.
+    # Out-of-memory killers send SIGKILL; Windows reports STATUS_NO_MEMORY or STATUS_COMMITMENT_LIMIT. Slicer's launcher
+    # keeps such codes to itself: it ends with 1 and these words.
+    by_launcher = [line for line in lines if "exit abnormally" in line]
+    lines = [line for line in lines if line not in by_launcher]
     killed = code is not None and (code in (-9, 137) or code & 0xFFFFFFFF in (0xC0000017, 0xC000012D))
+    killed = killed or (code == 1 and bool(by_launcher))
     if killed or "out of memory" in text.lower() or "MemoryError" in text:
         return "memory", (
             f"The registration process was ended by the system (exit code {code}), most often because memory ran out; "
@@ -250,9 +254,11 @@ def explain_exit(code: int | None, lines: list[str]) -> tuple[str, str]:
     )
 
 
-def make_temporary() -> Path:
-    """A new temporary folder, readable by this user alone, that a worker may remove."""
-    return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+def make_temporary(parent: str | None = None) -> Path:
+    """A new temporary folder, readable by this user alone, that a worker may remove; None is the system's place."""
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent or None))
 
 
 def remove_temporary(folder: str | Path | None) -> None:
@@ -288,10 +294,17 @@ def kill_tree(process: Any) -> None:
         process.wait(_GRACE)
 
 
-def _shut_down(reference: weakref.ref[WorkerClient]) -> None:
-    client = reference()
-    if client is not None:
-        client.shutdown()
+def _shut_down(process: Any, pending: dict[int, str | None]) -> None:
+    """End a process and remove the temporary folders of its unanswered requests."""
+    kill_tree(process)
+    _close(process)
+    _remove_all(pending)
+
+
+def _remove_all(pending: dict[int, str | None]) -> None:
+    for folder in pending.values():
+        remove_temporary(folder)
+    pending.clear()
 
 
 def _close(process: Any) -> None:

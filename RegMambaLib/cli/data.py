@@ -166,7 +166,7 @@ def pairs(
             metavar="inter-subject|atlas|from-atlas|intra-subject|listed", help="Which pairs; the set's usual ones."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Draw so many at random.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of pairs to draw at random.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
     modalities: Annotated[str | None, typer.Option(metavar="FIXED,MOVING", help="CT,MR for instance.")] = None,
     overwrite: Overwrite = False,

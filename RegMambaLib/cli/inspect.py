@@ -49,13 +49,16 @@ def inspect(
         images = read_image(fixed), read_image(moving)
         with Stages(quiet=quiet) as stages:
             from ..evaluation.features import feature_figure, vote_figure, watched
+            from ..registration.contrast import SIDES
             from ..registration.pipeline import register
 
-            with watched() as insight:
+            with watched() as insights:
                 found = register(*images, settings=settings, progress=stages)
-        if not insight.matched:
+        if not insights:
             reason = found.details.get("network_skipped", "no weights were wanted")
             raise InputError(f"The network was not asked about this pair: {reason}; choose other weights or images.")
+        carried = found.details["network_carried"]
+        insight = insights[SIDES.index(carried) if carried else 0]  # the answer that was taken
         votes = {f"level {level}": insight.votes_of_level(level) for level in insight.levels}
         report = {"weights": found.details["weights"], "votes": votes}
         (folder / "features.png").write_bytes(feature_figure(insight))

@@ -17,7 +17,7 @@ def invert(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Invert a transform: linear parts exactly, displacements by fixed-point iteration on their own grid.
+    """Invert a transform: linear parts exactly, displacements by iteration on their own grid.
 
     `register` writes inverse.h5 already; this is for other transforms. Prints what is left of the inverse's
     error.

@@ -31,7 +31,7 @@ from .warmup import warmup
 
 DEBUG = "REGMAMBA_DEBUG"
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
-_STOPPED = "Stopped; nothing was written."
+_STOPPED = "Stopped; no unfinished file was left behind."
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|(can't|failed to) alloc|bad_alloc", re.IGNORECASE)
 # click's UsageError, whichever click Typer brings along: Typer itself exports only this subclass.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]

@@ -97,22 +97,24 @@ def register(
         with stages.stage("read"):
             inputs = _read({name: path for name, path in paths.items() if path})
         with stages.stage("start"):
+            from ..evaluation.report import registration_report
             from ..registration.pipeline import register as run
-            from ..registration.warmup import is_compiled, load_kernels
+            from ..registration.warmup import is_compiled, load_all
 
             if not is_compiled() and not quiet:
                 typer.echo(COMPILING, err=True)
-            load_kernels()
-            if settings.device != "cpu" or settings.weights != "none":
-                import torch  # noqa: F401 - a second, which is no part of the registration
+            load_all(settings)
         registration = run(**vars(inputs), settings=settings, progress=stages)
         with stages.stage("write"):
             moved_labels = _write(registration, inputs, folder)
         with stages.stage("evaluate"):
-            numbers = _evaluate(registration, inputs, moved_labels, settings.threads)
+            labels = inputs.fixed_labels, inputs.moving_labels, moved_labels
+            numbers, notes = registration_report(
+                registration, *labels, initial=inputs.initial, threads=settings.threads
+            )
         seconds = {**registration.seconds, **stages.seconds, "total": time.perf_counter() - began}
         outputs = [*sorted(file.name for file in folder.iterdir()), *(["report.html"] if html else []), "report.json"]
-        report = _report(registration, paths, seconds, numbers, outputs)
+        report = _report(registration, paths, seconds, {**numbers, "notes": notes}, outputs)
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         if html:
             with stages.stage("report"):
@@ -176,21 +178,6 @@ def _write(registration: Registration, inputs: _Inputs, folder: Path) -> sitk.Im
     return moved_labels
 
 
-def _evaluate(
-    registration: Registration, inputs: _Inputs, moved_labels: sitk.Image | None, threads: int
-) -> dict[str, Any]:
-    """Folding on the working grid; with both label maps Dice before and after, and distances after."""
-    from ..evaluation.report import compare_labels, folding_report
-
-    numbers: dict[str, Any] = folding_report(registration.jacobian)
-    fixed, moving = inputs.fixed_labels, inputs.moving_labels
-    if fixed is not None and moving is not None and moved_labels is not None:
-        unmoved = registration.fixed_grid.resample(moving, inputs.initial, labels=True)
-        numbers["before"] = compare_labels(fixed, moving, unmoved, distances=False)
-        numbers["after"] = compare_labels(fixed, moving, moved_labels, threads=threads or None)
-    return numbers
-
-
 def _report(
     registration: Registration,
     paths: dict[str, Path | None],
@@ -239,5 +226,7 @@ def _print_summary(report: dict[str, Any], output: Path) -> None:
         before, after = report["before"], report["after"]
         print(f"Dice {shown(before['dice'])} -> {shown(after['dice'])} over {after['labels']} labels")
         print(f"HD95 {shown(after['hd95_mm'], 2)} mm")
+    for note in report["notes"]:
+        print(note)
     print(f"Folding {report['folding_percent']:.4g} %, SDlogJ {report['sd_log_jacobian']:.3f}")
     print(f"Wrote {output} in {report['seconds']['total']:.1f} s")

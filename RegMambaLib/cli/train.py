@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,7 @@ def train(
 
     given = list(assignments or [])
     if output is not None:
-        given.append(f"output={output}")
+        given.append(f"output={json.dumps(str(output))}")  # as YAML text, whatever it looks like
     settings = load_config("smoke" if smoke else str(config), given)
     from ..training.trainer import WEIGHTS, run
 

@@ -16,9 +16,12 @@ from ..io.atomic import staged
 from ..io.images import read_image, read_labels
 from ..io.points import read_points
 from ..io.transforms import chain, flatten, read_transform
+from ..registration.network import weights_files
 from ..registration.settings import Settings
+from ..registration.warmup import load_all
 from ..spatial.grid import Grid
 from ..spatial.itk import mm_to_voxels
+from ..version import __version__
 from .consistency import inverse_error
 from .landmarks import target_registration_error
 from .memory import peak_memory_mb, reset_peak_memory
@@ -71,10 +74,12 @@ def evaluate_pairs(
         The results (see `evaluate_pair`), and why others failed, by their names.
 
     Raises:
-        InputError: the folder holds a result made from other files or with other settings.
+        InputError: the folder holds a result made from other files, settings or weights, or by another version.
     """
     kept = {} if overwrite else _kept(pairs, cohort)
     results, failed = [], {}
+    if any(pair.folder not in kept and not pair.transform for pair in pairs):
+        load_all(cohort.settings)  # so that the seconds of the first pair are as comparable as the others'
     for number, pair in enumerate(pairs, 1):
         if pair.folder in kept:
             results.append(kept[pair.folder])
@@ -125,14 +130,15 @@ def evaluate_pair(pair: PairFiles, cohort: Cohort) -> dict[str, Any]:
 
 
 def _source(pair: PairFiles, cohort: Cohort) -> dict[str, Any]:
-    """All that the result of a pair depends on, as JSON gives it back."""
+    """All that the result of a pair depends on, as JSON gives it back; a registration on weights and version too."""
     files = [*pair.files.items(), *(("transform", p) for p in pair.transform), *(("inverse", p) for p in pair.inverse)]
     stamps = [[name, str(path), *_stamp(path)] for name, path in files]
-    settings = None if pair.transform else cohort.settings.to_dict()
-    numbers = sorted(pair.numbers.items())
-    return json.loads(
-        json.dumps({"files": stamps, "settings": settings, "labels": sorted(cohort.names), **dict(numbers)})
-    )
+    made: dict[str, Any] = {}
+    if not pair.transform:
+        weights = {str(path): _stamp(path) for path in weights_files(cohort.settings.weights)}
+        made = {"settings": cohort.settings.to_dict(), "weights": weights, "version": __version__}
+    source = {"files": stamps, **made, "labels": sorted(cohort.names), **dict(sorted(pair.numbers.items()))}
+    return json.loads(json.dumps(source))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -156,8 +162,8 @@ def _kept(pairs: Sequence[PairFiles], cohort: Cohort) -> dict[str, dict[str, Any
             raise InputError(f"{path} is damaged; remove it, or add --overwrite.") from error
         if source != _source(pair, cohort):
             raise InputError(
-                f"{path} was made from other files or with other settings; choose another folder, or add --overwrite "
-                "to do all pairs again."
+                f"{path} was made from other files, settings or weights, or by another version; choose another folder, "
+                "or add --overwrite to do all pairs again."
             )
         kept[pair.folder] = result
     return kept
@@ -189,7 +195,7 @@ def _transform(
 
     reset_peak_memory()
     began = time.perf_counter()
-    found = register(images["fixed"], images["moving"], settings=settings, progress=lambda stage, share: None)
+    found = register(images["fixed"], images["moving"], settings=settings)
     costs = {
         "seconds": {**found.seconds, "total": time.perf_counter() - began},
         "peak_memory_mb": peak_memory_mb(),

@@ -47,17 +47,18 @@ class Insight:
 
 
 @contextmanager
-def watched() -> Iterator[Insight]:
-    """Watch the network that runs within the block on one pair, wherever it is made and called."""
-    insight = Insight()
+def watched() -> Iterator[list[Insight]]:
+    """Watch the network that runs within the block, wherever it is made and called: one insight for every pair."""
+    insights: list[Insight] = []
 
     def look(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if insight.encoded and len(insight.matched) == len(insight.encoded):
-            return  # the pair has been through
         if isinstance(module, FeatMamba):  # both images in one batch, moving first
+            if not insights or insights[-1].matched:
+                insights.append(Insight())
             moving, fixed = (part.detach().float().cpu().numpy() for part in output)
-            insight.encoded.append((moving, fixed))
-        elif isinstance(module, MatchMamba):
+            insights[-1].encoded.append((moving, fixed))
+        elif isinstance(module, MatchMamba) and len(insights[-1].matched) < len(insights[-1].encoded):
+            insight = insights[-1]  # matched once: draws of the votes that follow do not count
             insight.matched.append(output[0].detach().float().cpu().numpy())
             if isinstance(module.mixer, MambaMixer):
                 names = [traversal.name for traversal in module.mixer.scan.traversals]
@@ -65,7 +66,7 @@ def watched() -> Iterator[Insight]:
 
     handle = torch.nn.modules.module.register_module_forward_hook(look)
     try:
-        yield insight
+        yield insights
     finally:
         handle.remove()
 

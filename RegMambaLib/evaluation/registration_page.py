@@ -34,7 +34,7 @@ def registration_page(report: Mapping[str, Any], shown: Shown, names: Mapping[in
         section("Structures", _structures(report, names or {})),
         section("Time", _seconds(report.get("seconds", {}))),
         folded("Settings", facts(report.get("settings", {}))),
-        folded("What the stages said", facts({k: _plain(v) for k, v in report.get("details", {}).items()})),
+        folded("Details of the stages", facts({k: _plain(v) for k, v in report.get("details", {}).items()})),
         folded("Files and versions", facts({**inputs, **report.get("versions", {})})),
     ]
     return page(title, "\n".join(part for part in body if part))

@@ -17,6 +17,10 @@ from .overlap import common_labels, dice, volume_similarity
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+    from ..registration.result import Registration
+
+NO_OVERLAP = "There is no Dice: the fixed and the moving labels have no label in common."
+
 LABEL_MEASURES = {
     "dice": "Dice",
     "hd95_mm": "HD95, mm",
@@ -91,6 +95,41 @@ def compare_labels(
             raise InputError("The two label maps share no label that has a name; give the names that belong to them.")
     arrived = sitk.GetArrayViewFromImage(moved)
     return label_report(given, arrived, fixed.GetSpacing(), labels, distances=distances, threads=threads)
+
+
+def registration_report(
+    result: Registration,
+    fixed_labels: sitk.Image | None = None,
+    moving_labels: sitk.Image | None = None,
+    moved_labels: sitk.Image | None = None,
+    *,
+    initial: sitk.Transform | None = None,
+    distances_before: bool = False,
+    threads: int = 0,
+) -> tuple[dict[str, Any], list[str]]:
+    """What is said of every registration: its folding and, with all three label maps, how they overlap.
+
+    Args:
+        initial: where the moving labels lay before the registration; by default where they are.
+        distances_before: measure distances before the registration too.
+        threads: CPU threads; 0 takes all.
+
+    Returns:
+        `folding_report` on the working grid, with "before" and "after" as of `compare_labels`; and
+        remarks for the user, such as why there is no overlap.
+    """
+    numbers: dict[str, Any] = folding_report(result.jacobian)
+    if fixed_labels is None or moving_labels is None or moved_labels is None:
+        return numbers, []
+    unmoved = result.fixed_grid.resample(moving_labels, initial, labels=True)
+    try:
+        before = compare_labels(
+            fixed_labels, moving_labels, unmoved, distances=distances_before, threads=threads or None
+        )
+    except InputError:  # the registration is as good without a measure
+        return numbers, [NO_OVERLAP]
+    after = compare_labels(fixed_labels, moving_labels, moved_labels, threads=threads or None)
+    return {**numbers, "before": before, "after": after}, []
 
 
 def folding_report(jacobian: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:

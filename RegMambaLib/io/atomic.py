@@ -29,16 +29,14 @@ def staged(folder: str | Path, names: Sequence[str], *, overwrite: bool = False)
         InputError: a name exists already and `overwrite` is off, or the folder cannot be written to.
     """
     folder = Path(folder)
-    taken = [name for name in names if (folder / name).exists()]
-    if taken and not overwrite:
-        raise InputError(f"{folder / taken[0]} exists already; choose another output, or add --overwrite.")
+    _check_free(folder, names, overwrite)
     near = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     with writing(folder):
         staging = Path(tempfile.mkdtemp(prefix=".regmamba-", dir=near))
     try:
         yield staging
         with writing(folder):
-            _commit(staging, folder, names)
+            _commit(staging, folder, names, overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -67,11 +65,26 @@ def writing(target: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _commit(staging: Path, folder: Path, names: Sequence[str]) -> None:
-    written = {file.name for file in staging.iterdir()}
+def _check_free(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    taken = [name for name in names if (folder / name).exists()]
+    if taken and not overwrite:
+        raise InputError(f"{folder / taken[0]} exists already; choose another output, or add --overwrite.")
+
+
+def _commit(staging: Path, folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Move what was written into `folder`, the old files out of it; if one cannot be moved, all go back."""
+    written = [name for name in names if (staging / name).exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if name in written:
-            (staging / name).replace(folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+    _check_free(folder, names, overwrite)  # another run may have ended meanwhile
+    old = Path(tempfile.mkdtemp(prefix=".old-", dir=staging))
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target, some in ((folder, old, names), (staging, folder, written)):
+            for name in some:
+                if (source / name).exists():
+                    (source / name).replace(target / name)
+                    moved.append((source / name, target / name))
+    except BaseException:
+        for source, target in reversed(moved):
+            target.replace(source)
+        raise

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 INTENT_OFFSET = 68
 INTENT_DISPLACEMENT = 1006
+_one_reader = threading.Lock()
 _FLOATS = {16: "f4", 64: "f8"}
 MAX_SHEAR = 0.1
 """Voxels that a corner may move when sheared axes are made orthogonal."""
@@ -158,10 +161,10 @@ def write_displacement(field: sitk.Image, path: Path) -> None:
     vectors = sitk.GetArrayFromImage(field) * np.array([-1, -1, 1], np.float32)
     flipped = sitk.GetImageFromArray(vectors, isVector=True)
     flipped.CopyInformation(field)
-    plain = path.with_name("displacement.nii")
-    sitk.WriteImage(flipped, str(plain), useCompression=False)
-    data = bytearray(plain.read_bytes())
-    plain.unlink()
+    with tempfile.TemporaryDirectory(prefix=".regmamba-", dir=path.parent) as folder:
+        plain = Path(folder) / "displacement.nii"
+        sitk.WriteImage(flipped, str(plain), useCompression=False)
+        data = bytearray(plain.read_bytes())
     order = "<" if struct.unpack_from("<i", data)[0] == 348 else ">"
     struct.pack_into(order + "h", data, INTENT_OFFSET, INTENT_DISPLACEMENT)
     path.write_bytes(gzip.compress(data, compresslevel=1) if path.suffix == ".gz" else data)
@@ -173,13 +176,15 @@ def _open(path: Path):
 
 @contextmanager
 def _permissive() -> Iterator[None]:
+    """ITK's permissive mode, which is a variable of the environment, so that one thread at a time may be in it."""
     name = "ITK_NIFTI_SFORM_PERMISSIVE"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _one_reader:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before

@@ -80,9 +80,8 @@ def write_transform(transform: sitk.Transform, path: str | Path, *, reference: G
 
     Args:
         transform: any 3-D transform, LPS mm.
-        path: .h5 .hdf5 .tfm .txt (chain kept), .mat (linear only), .nii.gz .nii .nrrd .mha (float32
-        displacement). reference: grid of a displacement image; None takes the grid of the displacement inside
-        the transform.
+        path: .h5 .hdf5 .tfm .txt (chain kept), .mat (linear only), .nii.gz .nii .nrrd .mha (float32 displacement).
+        reference: grid of a displacement image; None takes the grid of the displacement inside the transform.
 
     Raises:
         InputError: an unknown name, a transform that the format cannot hold, no grid, or a failed write.

@@ -20,8 +20,7 @@ def dirichlet_kl_loss(log_concentration: torch.Tensor, *, prior: float = 1.0) ->
     with ``S = sum a_k``; `prior` 1 is the uniform distribution on the simplex.
 
     Args:
-        log_concentration: (B, K, ...) natural logarithm of the concentrations of K voters, float32 or
-        float64;
+        log_concentration: (B, K, ...) natural logarithm of the concentrations of K voters, float32 or float64;
             limited to -15 .. 15.
         prior: concentration of the prior, above 0.
 

@@ -38,13 +38,6 @@ _MODULES = (
     ("fine_reghead_{k}.reg_head", "fine_heads.{k}", -1),
     ("reghead_{k}.reg_head", "heads.{k}", -1),
 )
-# The same for whole modules, whose outputs can be compared.
-_OUTPUTS = (
-    ("encoder.conv_1", "stem", 0),
-    ("encoder.conv_{k}", "encoder.{k}", -2),
-    ("corr_{k}", "matchers.{k}", -2),
-    ("reghead_{k}", "heads.{k}", -1),
-)
 # Within a Mamba block: ours -> published, {s} being the direction's suffix; several published ones are split
 # or joined.
 _STACKED = {
@@ -155,11 +148,6 @@ def translate(weights: Weights, network: RegistrationNetwork, source: str = "the
             "it comes from a different version of the code."
         )
     return translated
-
-
-def our_module(published: str) -> str:
-    """Our name of the module whose output a published module's output equals, as "corr_5" -> "matchers.3"."""
-    return _rename(published, _OUTPUTS)
 
 
 def _recipe(name: str) -> tuple[list[str], Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]]:

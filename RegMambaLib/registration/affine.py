@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,9 @@ PADDING, CUT = 0.05, 0.35
 CUT_AT_FACE = 0.1
 # Steps of the slides, as a share of the shorter anatomy; at the ends of a slide half of it overlaps.
 SLIDE = 0.125
+# Fewest voxels of anatomy that say how an image lies.
+LEAST = 27
+_alone = Lock()
 # Two directions are the same below this angle.
 SAME_WAY = np.cos(np.deg2rad(45.0))
 
@@ -73,16 +77,18 @@ class _View:
 def _one_thread() -> Iterator[int]:
     """ITK adds its threads' shares up in any order, so that a descent would not repeat; one thread does.
 
-    Gives the number of threads that ITK had: independent descents may share them.
+    Gives the number of threads that ITK had: independent descents may share them. The number is that of the process, so
+    that one registration at a time is in here.
     """
     import SimpleITK as sitk
 
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield threads
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    with _alone:
+        threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+        try:
+            yield threads
+        finally:
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def align(
@@ -107,7 +113,17 @@ def align(
         initial: 4x4, fixed to moving; the only start when given. What is found is added to it.
         seed: of the metric's sampling; the result repeats with it, on any number of threads.
         progress: called with the share done; may raise to cancel.
+
+    Raises:
+        InputError: an image shows next to nothing.
     """
+    for name, side in (("fixed", fixed), ("moving", moving)):
+        seen = int(np.count_nonzero(side.foreground))
+        if 0 < seen < LEAST:
+            raise InputError(
+                f"The {name} image shows next to nothing: {seen} voxels stand out from its background; check that it "
+                "is the right one, or skip the linear stage (--affine none)."
+            )
     tell = progress or (lambda share: None)
     with _one_thread() as threads, ThreadPoolExecutor(max(1, min(threads, CANDIDATES))) as pool:
         one, other = pool.map(_view, (fixed, moving))

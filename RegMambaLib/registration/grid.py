@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 
+from ..errors import InputError
 from ..spatial.grid import Grid
 
 # About the size of 240 x 280 x 240: larger volumes are worked on coarser, so that memory does not grow.
 MOST_VOXELS = 16_000_000
+# More voxels than a spacing that was asked for may bring: they would take 100 GB.
+TOO_MANY_VOXELS = 500_000_000
 # Voxels beyond the anatomy, over which the displacement fades out.
 MARGIN = 8
 FADE = 6
@@ -59,6 +62,9 @@ def working_grid(
         affine: 4x4 from fixed to moving world.
         spacing: mm; 0 takes the fixed image's own (the geometric mean of an anisotropic one), coarser where the
             grid would exceed `MOST_VOXELS`.
+
+    Raises:
+        InputError: a grid of the wanted spacing would have more than `TOO_MANY_VOXELS`.
     """
     own = np.asarray(fixed.spacing)
     side = spacing or float(own[0] if np.ptp(own) < 0.01 * own.min() else np.cbrt(own.prod()))
@@ -70,6 +76,11 @@ def working_grid(
         # A little more than the ratio asks for: the margin counts in voxels and does not shrink along.
         side *= 1.02 * float(np.cbrt(voxels / MOST_VOXELS))
         grid = _around(canonical(fixed), side, points, others)
+    if math.prod(grid.size) > TOO_MANY_VOXELS:
+        raise InputError(
+            f"A working grid of {spacing:g} mm would have {' x '.join(map(str, grid.size))} voxels, too many for any "
+            "memory; set a larger spacing, or 0 for a fitting one."
+        )
     return grid
 
 

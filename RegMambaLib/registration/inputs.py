@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..io.images import MIN_SIZE
 from ..spatial.grid import Grid
 from .settings import Settings
 
@@ -30,9 +31,10 @@ def check_inputs(
                 f"The {name} image has {image.GetDimension()} dimensions and "
                 f"{image.GetNumberOfComponentsPerPixel()} components; give a 3-D scalar volume."
             )
-        if min(image.GetSize()) < 4:
+        if min(image.GetSize()) < MIN_SIZE:
             raise InputError(
-                f"The {name} image has {' x '.join(map(str, image.GetSize()))} voxels; every axis needs at least 4."
+                f"The {name} image has {' x '.join(map(str, image.GetSize()))} voxels; every axis needs at least "
+                f"{MIN_SIZE}."
             )
     for name, image, other in (
         ("fixed labels", fixed, fixed_labels),

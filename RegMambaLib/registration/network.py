@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,28 @@ def find_weights(name: str) -> Path:
     raise InputError(f"There are no weights {name!r}; give one of {names}, or a .safetensors or .pth file.")
 
 
+def weights_files(name: str) -> list[Path]:
+    """The files that a registration with these weights may read; none for `none` and for names without a file."""
+    if name == "auto":
+        return list(shipped_weights().values())
+    try:
+        return [] if name == "none" else [find_weights(name)]
+    except InputError:
+        return []
+
+
 def load_weights(name: str) -> RegistrationNetwork:
-    """The network of `find_weights`, ready for inference on the CPU."""
+    """The network of `find_weights`, ready for inference. The last two stay in memory, on the device they ran on."""
+    path = find_weights(name).resolve()
+    facts = path.stat()
+    return _read_network(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=2)
+def _read_network(path: Path, changed: int, size: int) -> RegistrationNetwork:
+    """The network of a file; read again if the file changed."""
     from ..networks import load_network, load_published_checkpoint
 
-    path = find_weights(name)
     loader = load_network if path.suffix == ".safetensors" else load_published_checkpoint
     return loader(path).eval()
 

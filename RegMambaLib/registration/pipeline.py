@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..spatial import fields
 from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
+from ..threads import limited_threads
 from .affine import Side, align
 from .confidence import expected_error
 from .contrast import SAME_CONTRAST, SIDES, carried, correlation, side_to_carry
@@ -69,28 +70,39 @@ def register(
         InputError: an input cannot be used; the message says which and why.
     """
     check_inputs(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, settings)
-    use_threads(settings.threads)
     if settings.device != "auto":
         find_device(settings.device)
-    run = _Run(progress)
+    with limited_threads(settings.threads):
+        return _register(
+            (fixed, moving),
+            (fixed_labels, moving_labels) if settings.guide else (None, None),
+            (fixed_mask, moving_mask),
+            initial,
+            settings,
+            _Run(progress),
+        )
 
+
+def _register(
+    images: tuple[sitk.Image, sitk.Image],
+    labels: tuple[sitk.Image | None, sitk.Image | None],
+    masks: tuple[sitk.Image | None, sitk.Image | None],
+    initial: sitk.Transform | None,
+    settings: Settings,
+    run: _Run,
+) -> Registration:
+    """The stages one after another; arguments are those of `register`, in pairs of fixed and moving."""
+    fixed, moving = images
     with run.stage("preprocess"):
         sides = prepare(fixed, "fixed"), prepare(moving, "moving")
         foregrounds = sides[0].foreground(), sides[1].foreground()
 
     with run.stage("linear"):
-        affine = _linear(sides, foregrounds, (fixed_mask, moving_mask), initial, settings, run.report)
+        affine = _linear(sides, foregrounds, masks, initial, settings, run.report)
 
     with run.stage("preprocess"):
         grid = working_grid(Grid.of(fixed), foregrounds[0], Grid.of(moving), foregrounds[1], affine, settings.spacing)
-        pair = _pair(
-            grid,
-            sides,
-            affine,
-            (fixed_labels, moving_labels) if settings.guide else (None, None),
-            (fixed_mask, moving_mask),
-            settings,
-        )
+        pair = _pair(grid, sides, affine, labels, masks, settings)
         alike = correlation(pair, grid.spacing[0]) > SAME_CONTRAST
         side = None if alike else side_to_carry(pair, grid.spacing[0])
         metric = settings.metric
@@ -105,8 +117,6 @@ def register(
         run.details.update(weights=weights, network_used=False)
         start = _network(weights, pair, side, alike, grid.spacing[0], settings, device, run.details)
         run.details.update(
-            grid_size=list(grid.size),
-            grid_spacing=grid.spacing[0],
             metric=metric,
             device=device,
             contrast_carried=side,
@@ -128,6 +138,8 @@ def register(
         u, grid = faded(u, grid)
         result = repair_and_invert(u, grid.spacing[0], repair=settings.repair)
         run.details.update(
+            grid_size=list(grid.size),
+            grid_spacing=grid.spacing[0],
             repaired_voxels=result.repaired,
             folded_voxels=result.folded,
             inverse_error_mm=result.error * grid.spacing[0],
@@ -145,19 +157,6 @@ def register(
         settings=settings,
         details=run.details,
     )
-
-
-def use_threads(threads: int) -> None:
-    """Let numba, torch and ITK use this many CPU threads; 0 leaves them as they are."""
-    if threads <= 0:
-        return
-    import numba
-    import SimpleITK as sitk
-    import torch
-
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def find_device(name: str) -> str:
@@ -213,6 +212,8 @@ def _linear(
     report: Callable[[float], None],
 ) -> np.ndarray:
     start = None if initial is None else affine_matrix(initial)
+    if start is not None and np.linalg.cond(start[:3, :3]) > 1e6:
+        raise InputError("The initial transform flattens space and cannot be inverted; give another one, or none.")
     if settings.affine == "none":
         return np.eye(4) if start is None else start
     fixed, moving = (
@@ -311,14 +312,14 @@ def _network(
 
     network = load_weights(weights)
     level = pair.at(network_shape(pair.fixed.shape, spacing))
-    views = [level] if as_they_are else [carried(level, choice) for choice in SIDES]
     tried = []
-    for shown in views:
+    for choice in [None] if as_they_are else SIDES:
+        shown = level if choice is None else carried(level, choice)
         with use_backend(settings.scan):
             found = predict(network, shown.fixed, shown.moving, device=device)
-        tried.append((helps(shown.fixed, shown.moving, found), found))
-    (better, before, after), found = max(tried, key=lambda trial: trial[0][2])
-    details.update(network_similarity=[before, after], network_used=better)
+        tried.append((helps(shown.fixed, shown.moving, found), found, choice))
+    (better, before, after), found, choice = max(tried, key=lambda trial: trial[0][2])
+    details.update(network_similarity=[before, after], network_carried=choice, network_used=better)
     if not better:
         details["network_skipped"] = "its displacement made the images less alike"
         return None

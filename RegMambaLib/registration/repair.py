@@ -15,14 +15,12 @@ from ..spatial.rows import HELPER
 
 # Smallest Jacobian determinant that counts as healthy; a little above zero, so that interpolating the
 # displacement to another grid does not bring folds back.
-MARGIN = 0.02
+DETERMINANT_MARGIN = 0.02
 # Rounds after which the smoothed neighbourhood grows by one voxel: stubborn folds need more room.
 PATIENCE = 6
-
-
 # Largest inverse error (mm) that is left as it is; above it the margin is raised, twice at most.
 INVERSE_TOLERANCE = 0.05
-MARGINS = (MARGIN, 0.05, 0.1)
+MARGINS = (DETERMINANT_MARGIN, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Repaired:
 
     Attributes:
         displacement, inverse: (3, k, j, i) float32 voxels, (id + displacement) o (id + inverse) = id.
-        repaired, folded: voxels that were below the margin before, and that still are.
+        repaired: voxels whose smallest determinant was below `DETERMINANT_MARGIN`, and that were mended.
+        folded: voxels that are folded in the result, by any finite difference.
         error: largest error of the inverse at a voxel, in voxels.
     """
 
@@ -50,26 +49,29 @@ def repair_and_invert(displacement: np.ndarray, spacing: float, *, repair: bool 
         spacing: mm per voxel.
         repair: leave the displacement as it is when False.
     """
-    u, repaired, folded = displacement, 0, 0
+    u, repaired, left = displacement, 0, 0
     inverse: np.ndarray | None = None
     for margin in MARGINS:
         if repair:
-            u, touched, folded = remove_folds(u, margin=margin, keep_border=True)
-            repaired = max(repaired, touched)
+            u, below, left = remove_folds(u, margin=margin)
+            repaired = below if margin == DETERMINANT_MARGIN else repaired
         inverse, error = fields.invert(u, start=inverse)
         worst = float(error.max())
         if not repair or worst * spacing <= INVERSE_TOLERANCE:
             break
     assert inverse is not None
+    folded = 0
+    if left or not repair:
+        folded = int(np.count_nonzero(jacobian_determinant(u, strict=True) <= 0))
     return Repaired(u, inverse, repaired, folded, worst)
 
 
 def remove_folds(
-    displacement: np.ndarray, *, margin: float = MARGIN, rounds: int = 200, keep_border: bool = False
+    displacement: np.ndarray, *, margin: float = DETERMINANT_MARGIN, rounds: int = 200
 ) -> tuple[np.ndarray, int, int]:
     """Smooth (3, k, j, i) locally until no finite-difference Jacobian is below `margin`.
 
-    With `keep_border` the outermost voxels stay as they are: a displacement that has faded out there still does.
+    The outermost voxels stay as they are: a displacement that has faded out there still does.
 
     Returns:
         The displacement, the number of voxels that were below the margin, and the number that still are (0 unless
@@ -84,7 +86,7 @@ def remove_folds(
             break
         radius = 2 + n // PATIENCE
         near = _neighbourhood(bad, radius, 2 * n + 1, stamp)
-        _smooth_at(u, near, keep_border)
+        _smooth_at(u, near)
         bad = _below(u, _neighbourhood(bad, radius + 1, 2 * n + 2, stamp), np.float32(margin))
     return u, first, bad.size
 
@@ -116,8 +118,8 @@ def _neighbourhood(centres, radius, mark, stamp):
 
 
 @njit(**HELPER)
-def _smooth_at(u, voxels, keep_border):
-    """One binomial (1 2 1)^3 smoothing of u at the given voxels, all read before any is written; borders repeat."""
+def _smooth_at(u, voxels):
+    """One binomial (1 2 1)^3 smoothing of u at the given voxels, all read before any is written; the border stays."""
     Z, Y, X = u.shape[1:]
     values = np.empty((voxels.size, 3), np.float32)
     for n in range(voxels.size):
@@ -136,7 +138,7 @@ def _smooth_at(u, voxels, keep_border):
     for n in range(voxels.size):
         z, rest = voxels[n] // (Y * X), voxels[n] % (Y * X)
         y, x = rest // X, rest % X
-        if keep_border and (z == 0 or y == 0 or x == 0 or z == Z - 1 or y == Y - 1 or x == X - 1):
+        if z == 0 or y == 0 or x == 0 or z == Z - 1 or y == Y - 1 or x == X - 1:
             continue
         for k in range(3):
             u[k, z, y, x] = values[n, k]

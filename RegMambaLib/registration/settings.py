@@ -22,7 +22,7 @@ KINDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
-    tuple: "a list of whole numbers from 0",
+    tuple: "a list of whole numbers, each at least 0",
 }
 
 

@@ -48,10 +48,10 @@ def similarity_weight(
             continue
         inside = np.zeros(side.image.GetSize()[::-1], np.uint8)
         inside[view or ...] = 1
+        if mask is not None:  # an array, since ITK refuses grids that differ by a rounding error
+            inside *= sitk.GetArrayViewFromImage(mask) != 0
         seen = sitk.GetImageFromArray(inside)
         seen.CopyInformation(side.image)
-        if mask is not None:
-            seen = sitk.Mask(seen, sitk.Cast(mask != 0, sitk.sitkUInt8))
         part = sitk.GetArrayFromImage(grid.resample(seen, transform, labels=True))
         # A window counts if all of it lies inside, unless the mask is too thin to hold any window.
         whole = minimum_filter(part, size=window)

@@ -31,6 +31,13 @@ def load_kernels() -> None:
     repair_and_invert(refine(pair, Settings(iterations=(1, 1))), 1.0)
 
 
+def load_all(settings: Settings) -> None:
+    """Bring into memory what a registration with these settings needs, so that its seconds are its own."""
+    load_kernels()
+    if settings.device != "cpu" or settings.weights != "none":
+        import torch  # noqa: F401 - a second, which is no part of a registration
+
+
 def compile_kernels() -> None:
     """Register a small made-up pair in the ways that use different kernels: network, LNCC, MIND, labels."""
     import SimpleITK as sitk

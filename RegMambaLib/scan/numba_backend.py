@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from RegMambaLib.scan.numba_conv import conv_backward, conv_forward
 from RegMambaLib.scan.numba_lanes import WIDTH
@@ -84,6 +85,7 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         *inputs, states = ctx.saved_tensors
         u, delta, A, B, _, D, bias = inputs
@@ -130,6 +132,7 @@ class _Conv(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias = ctx.saved_tensors
         silu, plans = ctx.options

@@ -101,8 +101,8 @@ def conv_backward(x, weight, bias, silu, plans, segments, gy, gx, gweight, gbias
         for chunk in range(segment * chunks // segments, (segment + 1) * chunks // segments):
             first = chunk * CHUNK
             count = min(CHUNK, length - first)
-            # The outputs that depend on these tokens are theirs and the next K - 1, whose own inputs start K
-            # - 1 before.
+            # The outputs that depend on these tokens are theirs and the next K - 1, whose own inputs start K - 1
+            # before.
             _gather_run(gy[image, g], first, count + halo, plans[g], tokens, gout)
             _gather_run(x[image, x_direction], first - halo, count + 2 * halo, plans[g], tokens, rows)
             if silu:

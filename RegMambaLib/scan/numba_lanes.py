@@ -18,6 +18,10 @@ from numba import extending, njit, types
 from numba.core import cgutils
 from numba.extending import models, overload, register_model
 
+from RegMambaLib.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 WIDTH = 16
 
 # For type checkers: called from a kernel, an intrinsic does not take the typing context that it is defined with.

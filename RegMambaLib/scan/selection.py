@@ -1,5 +1,5 @@
-"""Which implementation runs: by argument, else `use_backend`, else `set_backend`, else REGMAMBA_SCAN, else by
-device.
+"""Which implementation runs: the first that is not "auto" of argument, `use_backend`, `set_backend` and REGMAMBA_SCAN,
+else what is fastest on the device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FASTEST = {"cuda": ("triton", "mamba_ssm"), "cpu": ("numba",)}
 BACKENDS = ("auto", *_MODULES)
 
 _process_choice = "auto"
-_context_choice: ContextVar[str | None] = ContextVar("regmamba_scan_backend", default=None)
+_context_choice: ContextVar[str] = ContextVar("regmamba_scan_backend", default="auto")
 
 
 def set_backend(name: str) -> None:
@@ -70,7 +70,9 @@ def backend_module(requested: str, device: torch.device, dtype: torch.dtype) -> 
     """
     name = requested
     if name == "auto":
-        name = _context_choice.get() or _process_choice
+        name = _context_choice.get()
+    if name == "auto":
+        name = _process_choice
     if name == "auto":
         name = os.environ.get(ENVIRONMENT_VARIABLE, "auto").strip() or "auto"
     _require(name)

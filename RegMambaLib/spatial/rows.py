@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from ..kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 RELAXED = {"reassoc", "contract", "arcp", "nsz", "afn"}
 HELPER: dict[str, Any] = {"fastmath": RELAXED, "cache": True, "error_model": "numpy"}
 

@@ -52,6 +52,8 @@ _CEREBRUM_SPREAD = (28.1, 42.5, 36.1)
 
 _FIRST_OUTSIDE = 500
 _CSF = 24
+# FreeSurfer's fornix and corpus callosum; the numbers are taken below, and they are white matter.
+_FIRST_MIDLINE, _LAST_MIDLINE, _WHITE = 250, 255, 2
 # SynthSeg's CSF label goes on to the skull. It is split into sulcal CSF (closed in by brain) and shells of
 # 1, 2 and 4 mm around the brain, so that each synthetic skull-stripping can stop elsewhere; the rest is
 # background.
@@ -120,8 +122,15 @@ def place_anatomy(labels: np.ndarray, name: str) -> Anatomy:
     """A whole-head label map, array axes (S, P, L) of any spacing, in the common frame, brain only.
 
     Raises:
-        InputError: too few known structures are there to find the pose.
+        InputError: too few known structures are there to find the pose, or labels that stand for none.
     """
+    labels = np.where((labels >= _FIRST_MIDLINE) & (labels <= _LAST_MIDLINE), _WHITE, labels)
+    strange = [int(value) for value in np.unique(labels) if LAST_OTHER < value < _FIRST_OUTSIDE]
+    if strange:
+        raise InputError(
+            f"The label map {name} has labels that FreeSurfer's aseg has not ({', '.join(map(str, strange[:5]))}); use "
+            "its numbers, or frame: centred."
+        )
     brain = np.where((labels > 0) & (labels < _FIRST_OUTSIDE), labels, 0).astype(np.uint8)
     affine = _to_frame(brain, name)
     centre = (np.array(FRAME_SHAPE) - 1) / 2

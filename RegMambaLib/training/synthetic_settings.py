@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from RegMambaLib.errors import InputError
 
 Range = tuple[float, float]
+# Probabilities.
+_SHARES = ("keep_csf", "keep_rim", "other_contrast", "shapes", "crops")
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,10 @@ class SyntheticSettings:
         thick: sigma of the blur along one axis, as thick slices have it, in voxels.
         shapes: probability that a pair shows random shapes instead of given anatomies.
         shape_bend: `coarse_bend` of shapes; both images are deformed from one map.
-        shape_count, shape_knots: how many shapes there are, and the distance between the random values
-            that they come from.
+        shape_count, shape_knots: how many shapes there are (the upper number is not reached), and the distance
+            between the random values that they come from.
         crops: probability that a pair of given anatomies is a cut-out of them, as a small field of view gives.
-        crop_size: its edge in voxels.
+        crop_size: its edge in voxels (the upper number is not reached).
         crop_spacing: its spacing.
         crop_shift: largest distance of its centre from that of the frame, along each axis.
     """
@@ -79,6 +83,19 @@ class SyntheticSettings:
     crop_size: tuple[int, int] = (56, 72)
     crop_spacing: Range = (1.0, 1.6)
     crop_shift: float = 40.0
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, (tuple, list)):
+                low, high = value
+                if low < 0 or high < low or (entry.name in ("shape_count", "crop_size") and high == low):
+                    raise InputError(
+                        f"Setting {entry.name} must be a range of two numbers from 0, the smaller first, not {value}."
+                    )
+            elif value < 0 or (entry.name in _SHARES and value > 1):
+                upper = " to 1" if entry.name in _SHARES else " or more"
+                raise InputError(f"Setting {entry.name} must be 0{upper}, not {value}.")
 
 
 # Any contrast, noisier and less even images, shapes and cut-outs.

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 
@@ -19,6 +18,7 @@ from RegMambaLib.errors import InputError, MissingDependencyError, RegMambaError
 from RegMambaLib.io.atomic import staged_file, writing
 from RegMambaLib.networks import build_network, load_network, save_network
 from RegMambaLib.networks.base import RegistrationNetwork
+from RegMambaLib.threads import limited_threads
 from RegMambaLib.training.checkpoint import Average, checkpoint_blocks, load_checkpoint, save_checkpoint
 from RegMambaLib.training.config import Hardware, Network, Optimiser, TrainingConfig
 from RegMambaLib.training.config_file import INSTALL
@@ -108,15 +108,13 @@ def run(
         InputError, MissingDependencyError: something cannot be used as given; nothing was trained.
         TrainingDivergedError: the loss or the gradient became NaN or infinite.
     """
-    if config.hardware.threads:
-        torch.set_num_threads(config.hardware.threads)
-        numba.set_num_threads(min(config.hardware.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    torch.manual_seed(config.seed)
-    network = make_network(config.network)
-    pairs = load_pairs(config)
-    validation = load_validation(config.validation, config.data, config.seed)
-    fabric = make_fabric(config.hardware)
-    train(network, pairs, config, fabric=fabric, validation=validation, report=report, note=note)
+    with limited_threads(config.hardware.threads):
+        torch.manual_seed(config.seed)
+        network = make_network(config.network)
+        pairs = load_pairs(config)
+        validation = load_validation(config.validation, config.data, config.seed)
+        fabric = make_fabric(config.hardware)
+        train(network, pairs, config, fabric=fabric, validation=validation, report=report, note=note)
 
 
 def train(

@@ -84,7 +84,7 @@ def load_validation_pairs(
     """
     if not table.is_file():
         raise InputError(f"There is no list of validation pairs {table}; correct validation.pairs.")
-    with table.open(newline="", encoding="utf-8") as stream:
+    with table.open(newline="", encoding="utf-8-sig") as stream:  # Excel begins its files with a mark
         rows = list(csv.DictReader(stream))
     pairs = []
     for row in rows:

@@ -44,6 +44,16 @@ class Server:
 
     def listen(self, lines: TextIO) -> None:
         """Queue the requests of `lines`; end the process where they end, whatever is running."""
+        try:
+            self._queue_requests(lines)
+            for folder in list(self._temporary):  # a run that ends now takes its folder out
+                if Path(folder).name.startswith(TEMPORARY_PREFIX):
+                    os.chdir(Path(folder).parent)  # Windows keeps a folder that a process works in
+                    shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os._exit(0)
+
+    def _queue_requests(self, lines: TextIO) -> None:
         for line in lines:
             if not line.strip():
                 continue
@@ -55,15 +65,10 @@ class Server:
                 self.emit(None, "error", kind="crash", message=f"The worker got a line that is no request: {error}.")
                 continue
             if request.get("command") == "quit":
-                break
+                return
             if request.get("temporary"):
                 self._temporary.add(request["temporary"])
             self._requests.put(request)
-        for folder in self._temporary:
-            if Path(folder).name.startswith(TEMPORARY_PREFIX):
-                os.chdir(Path(folder).parent)  # Windows keeps a folder that a process works in
-                shutil.rmtree(folder, ignore_errors=True)
-        os._exit(0)
 
     def run(self) -> None:
         """Answer requests for ever."""

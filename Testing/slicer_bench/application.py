@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class Bench:
         manager = SimpleNamespace(setLayout=lambda layout: setattr(self, "layout", layout), mrmlSliceLogics=self._views)
         return SimpleNamespace(
             connect=lambda signal, slot: self.started.append(slot),
+            temporaryPath=tempfile.gettempdir(),
             slicerUserSettingsFilePath=str(self.user_folder / "Slicer.ini"),
             layoutManager=lambda: manager,
             applicationLogic=lambda: self.logic,
@@ -117,6 +119,7 @@ def install(user_folder: Path) -> Bench:
     slicer.util.loadUI = widgets.load_ui
     slicer.util.childWidgetVariables = widgets.child_widgets
     slicer.util.modulePath = lambda name: str(MODULE_FOLDER / f"{name}.py")
+    slicer.util.mainWindow = lambda: None
     slicer.util.confirmOkCancelDisplay = bench.ask
     slicer.util.errorDisplay = lambda text, **_: bench.shown.append(text)
     slicer.util.pip_install = lambda wanted, **_: bench.installed.append(str(wanted))

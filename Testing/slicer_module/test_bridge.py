@@ -30,7 +30,7 @@ import slicer.util
 import vtk
 from conftest import made_grid, made_labels, world_of
 from RegMambaSlicer.bridge import export_labels, export_mask, export_volume, set_displacement
-from RegMambaSlicer.outputs import fill_chart, fill_table, set_labels, set_volume
+from RegMambaSlicer.outputs import fill_chart, fill_table, put_beside, set_labels, set_volume
 from RegMambaSlicer.segments import Label, fill_segmentation
 from RegMambaSlicer.space import FLIP
 
@@ -131,6 +131,31 @@ def test_labels_of_a_segmentation_are_those_of_the_label_map_it_was_made_of(scen
     assert [label.name for label in found.labels] == [f"Part {n}" for n in range(1, 8)]
     assert found.labels[2].color == pytest.approx((0.3, 0.5, 0.7))
     assert not found.overlap
+
+
+def test_a_new_node_goes_where_another_is_in_the_subject_hierarchy(scene):
+    volumes = [add_volume(scene, ramp(SMALL), name) for name in ("Fixed", "Moved", "Outside")]
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    study = tree.CreateFolderItem(tree.GetSceneItemID(), "Study")
+    for volume in volumes[:2]:  # Slicer's own logic, which is not here, makes an item for every node
+        tree.CreateItem(study if volume is volumes[0] else tree.GetSceneItemID(), volume)
+    put_beside(volumes[1], volumes[0])
+    put_beside(volumes[2], volumes[0])
+    assert tree.GetItemParent(tree.GetItemByDataNode(volumes[1])) == study
+    assert tree.GetItemByDataNode(volumes[2]) == 0
+
+
+def test_segments_keep_their_tags_and_terminology(scene):
+    source = segmented(scene)
+    segment = source.GetSegmentation().GetSegment(source.GetSegmentation().GetNthSegmentID(2))
+    segment.SetTag("TerminologyEntry", "Segmentation category and type~SCT^123037004^Anatomical Structure")
+    given = export_labels(source, add_volume(scene, ramp(SMALL)))
+    carried = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    set_labels(carried, given.image, given.labels, source, None)
+    found = carried.GetSegmentation().GetSegment(carried.GetSegmentation().GetNthSegmentID(2))
+    tag = vtk.reference("")
+    assert found.GetTag("TerminologyEntry", tag) and "SCT^123037004" in str(tag)
+    assert found.GetName() == segment.GetName() and found.GetLabelValue() == given.labels[2].value
 
 
 @each_grid

@@ -63,12 +63,12 @@ def test_a_volume_without_an_image_or_with_a_single_slice_is_refused(opened):
 
 
 def test_the_parameter_node_keeps_every_input_and_output_of_a_job(opened):
-    from RegMambaSlicer.nodes import INPUTS, OPTIONAL_OUTPUTS
+    from RegMambaSlicer.nodes import INPUTS, OPTIONAL_OUTPUTS, TABLES
 
     kept = opened.panel.parameters.allParameters
     wanted = {f"want_{name}" for name in OPTIONAL_OUTPUTS}
     others = {"transform", "composite", "preset", "settings", "want_table"}
-    assert set(kept) == {*INPUTS, *OPTIONAL_OUTPUTS, *wanted, *others}
+    assert set(kept) == {*INPUTS, *OPTIONAL_OUTPUTS, *TABLES, *wanted, *others}
 
 
 def test_an_input_cannot_be_an_output(pair):
@@ -123,6 +123,14 @@ def test_a_changed_setting_is_kept_in_the_parameter_node(opened, name, change, v
     assert settings_of(opened) == Settings(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "text"), [("spacing", "2.75"), ("spacing", "0.5"), ("seed", "123")])
+def test_a_number_can_be_typed_digit_by_digit(opened, name, text):
+    widget = opened.panel.settings_view.rows[name].widget
+    write(widget, text)
+    assert getattr(settings_of(opened), name) == float(text)
+    assert widget.value() == float(text)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -165,6 +173,9 @@ def test_a_weights_file_of_ones_own_can_be_chosen(opened):
     assert not ui.weights_path.isHidden()
     ui.weights_path.setCurrentPath("my.safetensors")
     assert settings_of(opened).weights == "my.safetensors"
+    opened.panel.settings_view.rows["weights"].widget.setText("other.pth")  # as a scene with other settings does
+    opened.panel._settings_changed(opened.panel.settings_view.read())
+    assert ui.weights_path.text() == "other.pth"
 
 
 def test_a_preset_of_ones_own_can_be_saved_and_added(opened, bench, tmp_path):
@@ -187,6 +198,10 @@ def test_a_preset_of_ones_own_can_be_saved_and_added(opened, bench, tmp_path):
     foreign.write_text('{"metric": "best"}')
     click(ui.add_preset_button)
     assert "metric must be one of" in ui.status_label.text()
+    qt.QFileDialog.answer = str(tmp_path / "elsewhere.json")
+    click(ui.save_preset_button)
+    assert "Add..." in ui.status_label.text()
+    assert ui.preset_selector.findText("elsewhere") < 0
 
 
 def test_inputs_and_settings_are_saved_with_the_scene_and_come_back(pair, bench, tmp_path):

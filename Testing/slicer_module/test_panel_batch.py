@@ -31,7 +31,7 @@ def test_a_batch_registers_the_chosen_volumes_into_one_table(pair, bench):
     assert "2 volumes registered" in ui.status_label.text()
     assert names("vtkMRMLTransformNode") == {"moving to fixed", "second to fixed"}
     assert len(names("vtkMRMLTableNode")) == 1
-    column = pair.panel.nodes["table"].GetTable().GetColumnByName("Moving")
+    column = pair.panel.parameters.table.GetTable().GetColumnByName("Moving")
     assert {column.GetValue(n) for n in range(column.GetNumberOfValues())} == {"moving", "second"}
 
 
@@ -53,23 +53,36 @@ def test_in_a_batch_labels_called_after_a_volume_guide_and_are_carried_over(pair
     assert "2 volumes registered" in ui.status_label.text()
     found = {f"{name} registered" for name in ("second labels", "Third-Segmentation")}
     assert {n for n in names("vtkMRMLLabelMapVolumeNode") if n.endswith("registered")} == found
-    table = pair.panel.nodes["table"].GetTable()
+    table = pair.panel.parameters.table.GetTable()
     after = [table.GetColumnByName("Dice after").GetValue(row) for row in range(table.GetNumberOfRows())]
     assert len(after) == 4 and min(after) > 0.9
 
 
-def test_a_volume_that_fails_ends_the_batch_and_is_named_by_its_place(pair, bench):
+def test_a_volume_that_fails_is_named_at_the_end_and_the_others_are_registered(pair, bench):
     from RegMambaSlicer.panel_selftest import make_head
 
     flat, _ = make_head("flat", (0.0, 0.0, 0.0))
     slicer.util.updateVolumeFromArray(flat, np.zeros((40, 40, 40), np.int16))
-    for name in ("moving", "flat"):
+    make_head("last", (-5.0, 4.0, 3.0))
+    for name in ("flat", "last", "moving"):
         pair.panel.ui.batch_volumes.setCheckState(node(name), Qt.CheckState.Checked)
     click(pair.panel.ui.batch_button)
     assert bench.wait(lambda: not pair.panel.batch.going)
     said = pair.panel.ui.status_label.text()
-    assert said.startswith("Volume 2 of 2. The moving volume has the value 0 everywhere")
-    assert names("vtkMRMLTransformNode") == {"moving to fixed"}
+    assert said.startswith(
+        "2 of 3 volumes registered; their numbers are in the table. Not registered: flat: The moving "
+    )
+    assert names("vtkMRMLTransformNode") == {"moving to fixed", "last to fixed"}
+    click(pair.panel.ui.table_button)
+
+
+def test_a_batch_of_failures_leaves_no_table(pair, bench):
+    slicer.util.updateVolumeFromArray(node("moving"), np.zeros((40, 40, 40), np.int16))
+    pair.panel.ui.batch_volumes.setCheckState(node("moving"), Qt.CheckState.Checked)
+    click(pair.panel.ui.batch_button)
+    assert bench.wait(lambda: not pair.panel.batch.going)
+    assert pair.panel.ui.status_label.text().startswith("0 of 1 volumes registered. Not registered: moving:")
+    assert not pair.panel.ui.table_button.isEnabled()
 
 
 def test_cancel_ends_the_whole_batch(pair, bench):

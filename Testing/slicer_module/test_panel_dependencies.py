@@ -87,6 +87,44 @@ def test_slicers_packaging_does_it_where_there_is_one(missing, pair, monkeypatch
     assert then == "started"
 
 
+def test_declining_in_slicers_packaging_is_not_a_matter_of_the_network(missing, pair, monkeypatch):
+    from importlib.machinery import ModuleSpec
+
+    missing.add("numba")
+    double = ModuleType("slicer.packaging")
+    double.__spec__ = ModuleSpec("slicer.packaging", None)
+    double.load_requirements = lambda path: [path]
+
+    def pip_ensure(wanted, requester=None):
+        raise RuntimeError("User declined package installation")
+
+    double.pip_ensure = pip_ensure
+    monkeypatch.setitem(sys.modules, "slicer.packaging", double)
+    said = message_after_register(pair)
+    assert "press Register again and allow it" in said and "network" not in said
+
+
+def test_packages_that_are_too_old_are_replaced_and_torch_is_named(pair, bench, monkeypatch):
+    from RegMambaSlicer import dependencies
+
+    real = metadata.version
+    found = {"numba": "0.58.1"}
+    monkeypatch.setattr(dependencies.metadata, "version", lambda name: found.get(name) or real(name))
+    bench.consent = False
+    assert "numba>=" in message_after_register(pair)
+    found["torch"] = "2.1.2+cu121"
+    assert "version 2.1.2+cu121 is installed" in message_after_register(pair)
+    found.clear()
+    assert dependencies.missing() == []
+
+
+def test_an_old_slicer_is_named(pair, monkeypatch):
+    from RegMambaSlicer import dependencies
+
+    monkeypatch.setattr(dependencies, "OLDEST_PYTHON", (99, 0))
+    assert "Slicer 5.10 or newer" in message_after_register(pair)
+
+
 def test_without_the_pytorch_extension_the_message_names_it(missing, pair, bench):
     missing.add("torch")
     said = message_after_register(pair)

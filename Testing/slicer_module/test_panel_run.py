@@ -94,6 +94,44 @@ def test_registering_again_fills_the_same_nodes(registered, bench):
     assert (p.transform.GetID(), p.volume.GetID()) == kept
 
 
+def test_a_table_and_chart_that_were_deleted_are_made_anew(registered, bench):
+    p, ui = registered.panel.parameters, registered.panel.ui
+    for name in ("table", "chart"):
+        slicer.mrmlScene.RemoveNode(getattr(p, name))
+    registered.panel.refresh()
+    assert not ui.table_button.isEnabled() and not ui.chart_button.isEnabled()
+    assert register(registered, bench).startswith("Done.")
+    click(ui.table_button)
+    click(ui.chart_button)
+
+
+def test_the_results_of_one_pair_stay_when_another_is_registered(registered, bench):
+    p, ui = registered.panel.parameters, registered.panel.ui
+    first = {name: getattr(p, name) for name in ("transform", "volume", "labels", "jacobian", "table", "chart")}
+    before = slicer.util.arrayFromVolume(first["volume"]).copy()
+    click(ui.swap_button)
+    assert p.transform is None and p.volume is None and not ui.table_button.isEnabled()
+    assert register(registered, bench).startswith("Done.")
+    assert not {node.GetID() for node in first.values()} & {getattr(p, name).GetID() for name in first}
+    assert np.array_equal(slicer.util.arrayFromVolume(first["volume"]), before)
+    assert {"moving to fixed", "fixed to moving"} <= names("vtkMRMLTransformNode")
+
+
+def test_a_defect_of_ours_is_logged_and_leaves_neither_nodes_nor_a_running_panel(pair, bench, monkeypatch, caplog):
+    from RegMambaSlicer import logic
+
+    def fail(*_, **__):
+        raise KeyError("per_label")
+
+    monkeypatch.setattr(logic, "fill_table", fail)
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    said = register(pair, bench)
+    assert "internal error" in said and "per_label" in said
+    assert "fill_table" in caplog.text or "KeyError" in caplog.text
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+    assert pair.panel.ui.register_button.text() == "Register"
+
+
 def test_progress_names_stages_and_only_grows(pair, bench):
     words, amounts = [], []
     ui = pair.panel.ui
@@ -187,6 +225,7 @@ def test_fade_flicker_checkerboard_and_volume_change_set_the_views(registered, b
     assert first.GetForegroundVolumeID() is None
     click(ui.jacobian_button)
     assert not ui.checkerboard_button.isChecked()
+    assert slicer.mrmlScene.GetNodeByID(board.GetID() or "") is not board  # it could be taken for an input
     assert first.GetForegroundVolumeID() == p.jacobian.GetID()
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(p.jacobian)
     assert legend.GetVisibility()
@@ -215,14 +254,14 @@ def test_the_deformation_is_drawn_as_grid_glyphs_or_contours(registered):
 
 
 def test_table_and_chart_are_shown_in_the_layout(registered, bench):
-    ui, nodes = registered.panel.ui, registered.panel.nodes
+    ui, p = registered.panel.ui, registered.panel.parameters
     click(ui.table_button)
     assert bench.layout == slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
-    assert bench.logic.GetSelectionNode().GetActiveTableID() == nodes["table"].GetID()
-    assert nodes["table"].GetTable().GetNumberOfRows() >= 2
+    assert bench.logic.GetSelectionNode().GetActiveTableID() == p.table.GetID()
+    assert p.table.GetTable().GetNumberOfRows() >= 2
     click(ui.chart_button)
     assert bench.layout == slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotView
-    assert bench.logic.GetSelectionNode().GetActivePlotChartID() == nodes["chart"].GetID()
+    assert bench.logic.GetSelectionNode().GetActivePlotChartID() == p.chart.GetID()
 
 
 def test_afterwards_nodes_follow_are_hardened_inverted_and_saved(registered, tmp_path):
@@ -341,7 +380,7 @@ def test_real_brains_registered_by_clicks_overlap_better(opened, bench):
     assert report["after"]["dice"] >= 0.58
     assert report["folding_percent"] == 0
     click(opened.panel.ui.table_button)
-    assert opened.panel.nodes["table"].GetTable().GetNumberOfRows() > 50
+    assert opened.panel.parameters.table.GetTable().GetNumberOfRows() > 50
 
 
 def load(path, kind, name):

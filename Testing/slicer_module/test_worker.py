@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -208,6 +209,16 @@ def test_cancel_leaves_no_process_and_no_temporary_file(temporary):
     again = own.submit({"command": "info"})
     assert answered(own, again)[-1]["event"] == "done"
     own.shutdown()
+
+
+def test_a_client_that_is_no_longer_used_takes_its_process_along(temporary):
+    own = WorkerClient(sys.executable)
+    own.submit({"command": "info", "temporary": str(temporary)})
+    process = own._process
+    del own
+    gc.collect()
+    assert process.poll() is not None
+    assert not temporary.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX process groups; Windows has taskkill /T")

@@ -39,7 +39,6 @@ class Job:
         case: what to prepare.
         preparation: how.
         folder: of the prepared data set.
-        digest: of the settings, kept in the record.
         axes: of the volumes as stored; None: their headers tell.
         size: (i, j, k) that the image must have; None: any.
         atlas: what the subject is aligned to; None: it is not.
@@ -50,7 +49,6 @@ class Job:
     case: RawCase
     preparation: Preparation
     folder: Path
-    digest: str
     axes: Axes | None
     size: tuple[int, int, int] | None
     atlas: RawCase | None

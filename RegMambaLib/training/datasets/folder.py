@@ -68,11 +68,11 @@ def key_of(top: Path, options: Options) -> Callable[[Path], str]:
         stem = stem_of(path)
         for ending in (options.labels, options.images):
             if ending and stem.lower().endswith(ending.lower()):
-                return "_".join([*folders, *_parts(stem[: len(stem) - len(ending)])])
+                return "_".join([*folders, *_parts(stem[: len(stem) - len(ending)])]) or top.name
         parts = _parts(stem)
-        if _names_labels(parts[-1]) or parts[-1].lower() in IMAGE_ENDINGS:
+        if parts and (_names_labels(parts[-1]) or parts[-1].lower() in IMAGE_ENDINGS):
             parts = parts[:-1]
-        return "_".join([*folders, *parts])
+        return "_".join([*folders, *parts]) or top.name  # a subject alone, in the top folder
 
     return key
 
@@ -90,7 +90,8 @@ def _is_label(path: Path, top: Path, options: Options) -> bool:
     if options.labels is not None:
         return stem_of(path).lower().endswith(options.labels.lower())
     inside = {part.lower() for part in path.relative_to(top).parts[:-1]}
-    return bool(inside & LABEL_FOLDERS) or (not inside & IMAGE_FOLDERS and _names_labels(_parts(stem_of(path))[-1]))
+    parts = _parts(stem_of(path))
+    return bool(inside & LABEL_FOLDERS) or (not inside & IMAGE_FOLDERS and bool(parts) and _names_labels(parts[-1]))
 
 
 def _is_image(path: Path, options: Options) -> bool:

@@ -61,7 +61,7 @@ def prepare_data_set(
     axes = None if source.headers else _axes(source, table)
     digest = _digest(name, source, table, axes)
     _claim(out, digest, overwrite)
-    jobs = [_job(case, source, out, digest, axes, table, size) for case in source.cases]
+    jobs = [_job(case, source, out, axes, table, size) for case in source.cases]
     done = {job.case.id: record for job in jobs if (record := _finished(job)) is not None}
     waiting = [job for job in jobs if job.case.id not in done]
     tell("prepare", len(done) / len(jobs))
@@ -163,7 +163,6 @@ def _job(
     case: RawCase,
     source: Source,
     out: Path,
-    digest: str,
     axes: Axes | None,
     table: LabelTable | None,
     size: tuple[int, int, int] | None,
@@ -180,7 +179,6 @@ def _job(
         case=case,
         preparation=source.preparation,
         folder=out,
-        digest=digest,
         axes=axes,
         size=size,
         atlas=atlas,
