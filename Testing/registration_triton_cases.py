@@ -14,6 +14,8 @@ from test_registration_kernels import fractional, texture
 from RegMambaLib.registration import engine_torch, torch_steps, triton_steps
 from RegMambaLib.registration.engine_numba import NumbaEngine
 from RegMambaLib.registration.engine_torch import TorchEngine
+from RegMambaLib.registration.refine import Pair
+from RegMambaLib.registration.settings import Settings
 from RegMambaLib.spatial.fields import gaussian_taps
 
 INTERPRETED = triton_steps.interpreted()
@@ -138,11 +140,25 @@ def test_whole_steps_equal_those_of_both_other_engines(metric, weighted, setting
     assert np.abs(fused.displacement() - start).max() > 0.1
 
 
+def test_a_start_that_lies_otherwise_in_memory_is_the_same_start(monkeypatch):
+    monkeypatch.setattr(engine_torch, "steps_for", lambda device: triton_steps)
+    rng = np.random.default_rng(0)
+    fixed, moving = rng.random((2, 7, 6, 9), np.float32)
+    start = rng.normal(size=(3, 7, 6, 9)).astype(np.float32)
+    pair = Pair(fixed, moving, np.empty((0, 0, 0), np.float32))
+    found = []
+    for given in (start, np.moveaxis(np.ascontiguousarray(np.moveaxis(start, 0, -1)), -1, 0)):
+        engine = TorchEngine(pair, given, Settings(), "lncc", DEVICE)
+        engine.step()
+        found.append(engine.displacement())
+    np.testing.assert_array_equal(*found)
+
+
 def test_the_check_passes_and_notices_wrong_numbers(monkeypatch):
-    triton_steps.check()
+    triton_steps.check(torch.device(DEVICE))
     monkeypatch.setattr(torch_steps, "compose", lambda u, *rest: u)
     with pytest.raises(RuntimeError, match="compose"):
-        triton_steps.check()
+        triton_steps.check(torch.device(DEVICE))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the GPU takes the Triton kernels of its own accord")

@@ -122,6 +122,34 @@ def test_gradients_repeat_to_the_last_bit():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_gradients_are_right_where_the_result_is_used_transposed():
+    weights, found = torch.linspace(-1, 1, 2 * 30 * 3).view(1, 30, 2, 3), {}
+    for backend, device in (("torch", "cpu"), ("triton", DEVICE)):
+        torch.manual_seed(3)
+        x, weight = torch.randn(1, 2, 30, 3), torch.randn(2, 3, 4)
+        x, weight = x.to(device).requires_grad_(), weight.to(device).requires_grad_()
+        y = causal_conv1d(x, weight, shape=(2, 5, 3), traversals=("whd-", "hdw+"), backend=backend)
+        (y.transpose(1, 2) * weights.to(device)).sum().backward()
+        found[backend] = x.grad.cpu(), weight.grad.cpu()
+    for ours, theirs in zip(found["triton"], found["torch"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_call_in_inference_mode_leaves_gradients_possible():
+    tensors = {name: value.to(DEVICE) for name, value in scan_inputs(1, ("hdw-",), (1, 2, 3), 2, 2).items()}
+    options = {"shape": (1, 2, 3), "traversals": ("hdw-",), "backend": "triton"}
+    with torch.inference_mode():
+        selective_scan(**tensors, **options)
+    values_and_gradients(selective_scan, tensors, **options)
+
+
+def test_the_check_notices_wrong_numbers(monkeypatch):
+    triton_backend.check(torch.device(DEVICE))
+    monkeypatch.setattr(triton_backend, "causal_conv1d", lambda x, weight, *rest: 0 * x)
+    with pytest.raises(RuntimeError, match="differ"):
+        triton_backend.check(torch.device(DEVICE))
+
+
 def test_all_traversals_run_in_one_launch(monkeypatch):
     launches = []
     run = triton_backend._Work.run

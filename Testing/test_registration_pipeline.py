@@ -23,7 +23,8 @@ from conftest import (
 )
 
 from RegMambaLib.errors import Cancelled, InputError
-from RegMambaLib.registration.pipeline import find_device, register
+from RegMambaLib.registration.device import find_device
+from RegMambaLib.registration.pipeline import register
 from RegMambaLib.registration.preprocess import prepare
 from RegMambaLib.registration.settings import Settings
 

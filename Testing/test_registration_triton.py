@@ -113,7 +113,7 @@ def test_without_triton_torch_takes_its_place_silently(monkeypatch, untried):
 def test_a_broken_triton_is_warned_of_once_and_torch_takes_its_place(monkeypatch, untried):
     from RegMambaLib.registration import triton_steps
 
-    def broken():
+    def broken(device):
         raise OSError("no compiler\nfound")
 
     monkeypatch.setattr(triton_steps, "check", broken)
@@ -126,6 +126,6 @@ def test_a_broken_triton_is_warned_of_once_and_torch_takes_its_place(monkeypatch
 def test_triton_is_chosen_for_cuda_alone(monkeypatch, untried):
     from RegMambaLib.registration import triton_steps
 
-    monkeypatch.setattr(triton_steps, "check", lambda: None)
+    monkeypatch.setattr(triton_steps, "check", lambda device: None)
     chosen = [engine_torch.steps_for(torch.device(name)) for name in ("cuda", "cuda:1", "cpu", "mps")]
     assert chosen == [triton_steps, triton_steps, torch_steps, torch_steps]

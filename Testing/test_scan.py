@@ -46,7 +46,7 @@ def scan_inputs(batch, traversals, shape, channels, states, shared=False, option
 def values_and_gradients(function, tensors, **options):
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     y = function(**leaves, **options)
-    weights = torch.linspace(0.2, 1, y.numel()).view(y.shape)
+    weights = torch.linspace(0.2, 1, y.numel(), device=y.device).view(y.shape)
     gradients = torch.autograd.grad((y * weights).sum(), list(leaves.values()))
     return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
@@ -346,7 +346,7 @@ def test_the_backend_is_chosen_by_argument_then_context_then_process_then_enviro
 
 
 def test_a_missing_backend_is_refused_with_its_install_line(monkeypatch):
-    selection._why_unusable.cache_clear()
+    selection._known.clear()
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     monkeypatch.setitem(sys.modules, "causal_conv1d", None)
     tensors = scan_inputs(1, ("hwd+",), (1, 1, 4), 2, 1)
@@ -358,7 +358,7 @@ def test_a_missing_backend_is_refused_with_its_install_line(monkeypatch):
         set_backend("cupy")
     backends = available_backends()
     assert backends["torch"] is None and backends["numba"] is None and backends["mamba_ssm"]
-    selection._why_unusable.cache_clear()
+    selection._known.clear()
 
 
 @pytest.fixture

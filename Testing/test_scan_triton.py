@@ -135,18 +135,18 @@ def test_a_missing_triton_is_refused_with_its_install_line(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setenv("REGMAMBA_SCAN", "triton")
-    selection._why_unusable.cache_clear()
+    selection._known.clear()
     with pytest.raises(MissingDependencyError, match="pip install triton"):
         selective_scan(**scan_inputs(1, ("hwd+",), (1, 1, 4), 2, 1))
     with pytest.raises(MissingDependencyError, match="pip install triton"), use_backend("triton"):
         pass
-    selection._why_unusable.cache_clear()
+    selection._known.clear()
 
 
 @needs_triton
 def test_the_fastest_backend_that_works_is_chosen_for_the_device(monkeypatch):
     broken = set()
-    monkeypatch.setattr(selection, "_why_unusable", lambda name: "broken" if name in broken else None)
+    monkeypatch.setattr(selection, "_why_unusable", lambda name, device: "broken" if name in broken else None)
 
     def chosen(device, dtype=torch.float32):
         return selection._for_tensors(torch.device(device), dtype)

@@ -173,15 +173,19 @@ def seconds_of(work: Callable[[], Any], device: str, repeat: int) -> list[float]
 
 def bandwidth(device: str) -> float:
     """Bytes per second of a copy, read and written; the best of ten."""
-    source = torch.ones(COPIED // 4, device=device)
+    copied = COPIED * (8 if device == "cuda" else 1)  # long enough that a launch does not count
+    source = torch.ones(copied // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPIED / min(seconds_of(lambda: target.copy_(source), device, 10))
+    return 2 * copied / min(seconds_of(lambda: target.copy_(source), device, 10))
 
 
 def free_bytes(device: str) -> int:
     import psutil
 
-    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for itself is free too
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
 
 
 def one(method: Method, length: int, directions: int, step: str, device: str, repeat: int) -> list[float]:

@@ -79,7 +79,7 @@ def caches(job: Job, arguments: argparse.Namespace) -> Iterator[Row]:
         row = register(job, (), arguments.limit)
         yield {"part": "register", "run": "kernels on disk", "repeat": repeat, **row}
     with tempfile.TemporaryDirectory() as empty:
-        row = register(job, (), arguments.limit, NUMBA_CACHE_DIR=empty)
+        row = register(job, (), arguments.limit, NUMBA_CACHE_DIR=empty, TRITON_CACHE_DIR=empty)
         yield {"part": "register", "run": "no kernels on disk", "repeat": 0, **row}
 
 

@@ -61,8 +61,8 @@ def apply(
 
 
 def _apply_to_points(source: Path, out: Path, chain: sitk.Transform, space: str) -> None:
-    from ..evaluation.landmarks import map_points
     from ..io.points import read_points, write_points
+    from ..spatial.itk import map_points
 
     points = read_points(source, csv_space=space)
     write_points(points.moved_to(map_points(chain, points.positions)), out)

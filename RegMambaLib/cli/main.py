@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..allocation import keep_freed_memory
-from ..errors import Cancelled, RegMambaError
+from ..errors import Cancelled, RegMambaError, is_out_of_memory
 from ..version import __version__
 from .apply import apply
 from .compose import compose
@@ -32,7 +31,6 @@ from .warmup import warmup
 DEBUG = "REGMAMBA_DEBUG"
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 _STOPPED = "Stopped; no unfinished file was left behind."
-_NO_MEMORY = re.compile(r"out of memory|not enough memory|(can't|failed to) alloc|bad_alloc", re.IGNORECASE)
 # click's UsageError, whichever click Typer brings along: Typer itself exports only this subclass.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
 
@@ -97,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, RegMambaError):
             return _fail(str(error), BAD_INPUT)
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             return _fail(
                 "Not enough memory; close other programs, use --device cpu, or a coarser working grid "
                 "(--set spacing=2).",

@@ -99,11 +99,11 @@ def register(
         with stages.stage("start"):
             from ..evaluation.report import registration_report
             from ..registration.pipeline import register as run
-            from ..registration.warmup import is_compiled, load_all
+            from ..registration.warmup import is_compiled, load_kernels
 
             if not is_compiled() and not quiet:
                 typer.echo(COMPILING, err=True)
-            load_all(settings)
+            load_kernels(settings)
         registration = run(**vars(inputs), settings=settings, progress=stages)
         with stages.stage("write"):
             moved_labels = _write(registration, inputs, folder)

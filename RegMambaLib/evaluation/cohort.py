@@ -18,7 +18,7 @@ from ..io.points import read_points
 from ..io.transforms import chain, flatten, read_transform
 from ..registration.network import weights_files
 from ..registration.settings import Settings
-from ..registration.warmup import load_all
+from ..registration.warmup import load_kernels
 from ..spatial.grid import Grid
 from ..spatial.itk import mm_to_voxels
 from ..version import __version__
@@ -27,6 +27,7 @@ from .landmarks import target_registration_error
 from .memory import peak_memory_mb, reset_peak_memory
 from .overlap import label_values
 from .pairs import PairFiles
+from .plain import finite
 from .registration_page import registration_page
 from .report import compare_labels, regularity_report
 from .slices import without_linear_part
@@ -79,7 +80,7 @@ def evaluate_pairs(
     kept = {} if overwrite else _kept(pairs, cohort)
     results, failed = [], {}
     if any(pair.folder not in kept and not pair.transform for pair in pairs):
-        load_all(cohort.settings)  # so that the seconds of the first pair are as comparable as the others'
+        load_kernels(cohort.settings)  # so that the seconds of the first pair are as comparable as the others'
     for number, pair in enumerate(pairs, 1):
         if pair.folder in kept:
             results.append(kept[pair.folder])
@@ -125,7 +126,7 @@ def evaluate_pair(pair: PairFiles, cohort: Cohort) -> dict[str, Any]:
             shown = _shown(images, labels, transform, registration, displacement, grid)
             (staging / PAGE).write_text(registration_page(report, shown, cohort.names), encoding="utf-8")
             (staging / OVERLAY).write_bytes(overlay(shown))
-        (staging / RESULT).write_text(json.dumps(report), encoding="utf-8")
+        (staging / RESULT).write_text(json.dumps(finite(report)), encoding="utf-8")
     return report
 
 

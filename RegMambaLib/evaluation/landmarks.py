@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..spatial.itk import map_points
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
-
-
-def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
-    """(n, 3) LPS mm through a transform."""
-    return np.array([transform.TransformPoint(p) for p in np.asarray(points, float).tolist()]).reshape(-1, 3)
 
 
 def target_registration_error(

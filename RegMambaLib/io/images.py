@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, is_out_of_memory
 from ..spatial.grid import Grid
 from . import dicom, nifti
 from .atomic import writing
@@ -141,11 +141,18 @@ def inspect(path: Path) -> sitk.ImageFileReader | None:
     except RuntimeError as error:
         if header and "orthonormal" in str(error):
             return None
-        raise InputError(f"{path} is no image, or its header is damaged; give {_FORMATS}.") from error
+        raise InputError(f"{path} is no image, or its header is damaged; give {_FORMATS}.{_hint(path)}") from error
     if not all(np.isfinite(s) and s > 0 for s in reader.GetSpacing()):
         sizes = " x ".join(f"{s:g}" for s in reader.GetSpacing())
         raise InputError(f"{path} says its voxels are {sizes} mm; correct the voxel size in its header.")
     return reader
+
+
+def _hint(path: Path) -> str:
+    """What else may keep ITK from a file: on Windows it opens no path with letters beyond ASCII (ITK issue 6739)."""
+    if os.name != "nt" or str(path).isascii():
+        return ""
+    return " On Windows, also try a path of plain letters without accents."
 
 
 def execute(path: Path, reader: sitk.ImageFileReader | None) -> sitk.Image:
@@ -163,7 +170,7 @@ def execute(path: Path, reader: sitk.ImageFileReader | None) -> sitk.Image:
             assert reader is not None
             return reader.Execute()
     except RuntimeError as error:
-        if "llocat" in str(error):
+        if is_out_of_memory(error):
             raise MemoryError from error
         raise InputError(f"{path} is truncated or damaged; copy or download it again.") from error
 

@@ -52,8 +52,8 @@ class RegistrationNetwork(nn.Module, ABC):
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See the class. Training mode draws the direction weights (see `NetworkConfig.voting`), inference takes their
         mean."""
-        features = self._encode_pair(moving, fixed)
-        return _crop(self.decode(*features, self.votes(self.training and self.config.voting == "sampled")), fixed)
+        votes = self.votes(self.training and self.config.voting == "sampled")  # first: drawing waits for the device
+        return _crop(self.decode(*self._encode_pair(moving, fixed), votes), fixed)
 
     @torch.no_grad()
     def predict(

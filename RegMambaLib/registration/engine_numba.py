@@ -27,7 +27,7 @@ class NumbaEngine:
         self.settings = settings
         self.slabs = max(1, min(shape[0], numba.get_num_threads()))
         self.spans = level_spans(pair)
-        self.u = np.array(start, np.float32)
+        self.u = np.array(start, np.float32, order="C")
         self.force = np.zeros_like(self.u)
         # Outside the spans u stays as it came: the buffer holds it there, so that smoothing meets no edge.
         self.buffer = self.u.copy()

@@ -38,7 +38,7 @@ class TorchEngine:
         floor: float = ADAM_FLOOR,
     ) -> None:
         def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.array(array)).to(device)  # a copy: u is not to change the start
+            return torch.from_numpy(np.array(array, order="C")).to(device)  # a copy: u is not to change the start
 
         self.settings, self.metric = settings, metric
         self.steps = steps_for(torch.device(device))
@@ -105,16 +105,16 @@ class TorchEngine:
 
 def steps_for(device: torch.device) -> ModuleType:
     """The module with the steps for tensors on this device: `triton_steps` or `torch_steps`."""
-    return import_module(_TRITON) if device.type == "cuda" and _triton_works() else torch_steps
+    return import_module(_TRITON) if device.type == "cuda" and _triton_works(device) else torch_steps
 
 
 @cache
-def _triton_works() -> bool:
-    """Tried once per process: a broken installation shows only when called. Without Triton there is no warning."""
+def _triton_works(device: torch.device) -> bool:
+    """Tried once per device: a broken installation shows only when called. Without Triton there is no warning."""
     try:
         if find_spec("triton") is None:
             return False
-        import_module(_TRITON).check()
+        import_module(_TRITON).check(device)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"Triton does not work here ({reason}); refinement runs with torch, slower.", stacklevel=2)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, is_out_of_memory
 from ..spatial import fields
 from ..spatial.grid import Grid
 from ..spatial.itk import affine_matrix, affine_transform
@@ -18,6 +19,7 @@ from ..threads import limited_threads
 from .affine import Side, align
 from .confidence import expected_error
 from .contrast import SAME_CONTRAST, SIDES, carried, correlation, side_to_carry
+from .device import find_device
 from .grid import faded, padded, working_grid
 from .inputs import check_inputs
 from .network import chosen_weights, helps, load_weights, network_shape, predict, weights_contrast
@@ -72,15 +74,17 @@ def register(
     check_inputs(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, settings)
     if settings.device != "auto":
         find_device(settings.device)
+    labels = (fixed_labels, moving_labels) if settings.guide else (None, None)
+    given = (fixed, moving), labels, (fixed_mask, moving_mask), initial
     with limited_threads(settings.threads):
-        return _register(
-            (fixed, moving),
-            (fixed_labels, moving_labels) if settings.guide else (None, None),
-            (fixed_mask, moving_mask),
-            initial,
-            settings,
-            _Run(progress),
-        )
+        try:
+            return _register(*given, settings, _Run(progress))
+        except Exception as error:
+            if settings.device != "auto" or not is_out_of_memory(error) or find_device("auto") == "cpu":
+                raise
+            reason = "The graphics card has not enough memory; the registration begins again on the CPU."
+        warnings.warn(reason, stacklevel=2)
+        return _register(*given, replace(settings, device="cpu"), _Run(progress))
 
 
 def _register(
@@ -157,27 +161,6 @@ def _register(
         settings=settings,
         details=run.details,
     )
-
-
-def find_device(name: str) -> str:
-    """A usable torch device name for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-
-    Raises:
-        InputError: the device is unknown or not there.
-    """
-    if name == "cpu":
-        return name
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there or (":" in name and not number.isdecimal()):
-        raise InputError(f"Unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps.")
-    if not there[kind] or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
-        raise InputError(f"The device {name!r} is not available here; use cpu or auto.")
-    return name
 
 
 @dataclass

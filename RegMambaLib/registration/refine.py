@@ -29,6 +29,8 @@ COARSE_UPDATE = 1.4
 # Voxels along an axis below which no level goes: a window of five would see too much of the anatomy at once, and on
 # cut-outs of 40 mm such a level led away from the answer as often as to it.
 COARSEST = 24
+# Iterations after which to wait for a device, so that what is told is done and a cancel is heard in time.
+WAIT = 4
 # Work at the finest level (voxels with anatomy times iterations) up to which more iterations are as good as free, and
 # the most iterations that they bring. A brain at 1 mm is beyond it; one at 2 mm gets about 16 iterations, a crop 30.
 FREE_WORK, MOST_FINE = 6e6, 30
@@ -110,10 +112,12 @@ def refine(
         floor = COARSE_FLOOR if coarsest else ADAM_FLOOR
         engine = _engine(device, level, u, level_settings(settings, coarsest, smoothing), metric, floor=floor)
         coarsest = False
-        for _ in range(iterations):
-            engine.step()
+        for iteration in range(iterations):
+            similarity = engine.step()
             done += int(np.prod(shape))
             if progress is not None:
+                if iteration % WAIT == 0:
+                    float(similarity)
                 progress(done / total)
         u = engine.displacement()
     if u is None:

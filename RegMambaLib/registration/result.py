@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..spatial.grid import Grid
-from ..spatial.itk import affine_transform, displacement_transform
+from ..spatial.itk import affine_transform, displacement_transform, map_points
 from ..spatial.jacobian import jacobian_determinant
 from .settings import Settings
 
@@ -81,11 +81,11 @@ class Registration:
 
     def points_to_moving(self, points: np.ndarray) -> np.ndarray:
         """(n, 3) LPS mm of fixed space -> moving space."""
-        return np.array([self.transform.TransformPoint(p) for p in np.asarray(points, float).tolist()])
+        return map_points(self.transform, points)
 
     def points_to_fixed(self, points: np.ndarray) -> np.ndarray:
         """(n, 3) LPS mm of moving space -> fixed space."""
-        return np.array([self.inverse.TransformPoint(p) for p in np.asarray(points, float).tolist()])
+        return map_points(self.inverse, points)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write transform.h5, inverse.h5, registration.json (and uncertainty.nii.gz), whole or not at all."""

@@ -29,12 +29,12 @@ def interpreted() -> bool:
     return not isinstance(triton_fields.adam, triton.JITFunction)
 
 
-def check() -> None:
+def check(device: torch.device) -> None:
     """Run every kernel on a few voxels. Raises whatever keeps them from working, and RuntimeError for wrong results."""
     if not interpreted() and not torch.cuda.is_available():
         raise RuntimeError("torch sees no CUDA device")
     values = torch.rand(15, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    volumes = values.to("cpu" if interpreted() else "cuda")
+    volumes = values.to(device)
     fixed, moving, weight = volumes[:3]
     inside = weight > 0.1
     weight *= inside

@@ -11,37 +11,35 @@ from .settings import Settings
 
 
 def is_compiled() -> bool:
-    """Whether the kernels of refinement are on disk already.
+    """Whether numba's kernels are on disk already. They may still be compiled anew, on another processor."""
+    from .repair import _below  # every registration repairs, on the CPU
 
-    They may still be compiled anew, after an update or on another processor.
-    """
-    from .lncc_kernels import lncc_force
-
-    folder = Path(lncc_force.stats.cache_path)
-    return any(folder.glob(f"lncc_kernels.{lncc_force.__name__}-*.nbi"))
+    folder = Path(_below.stats.cache_path)
+    return any(folder.glob(f"repair.{_below.__name__}-*.nbi"))
 
 
-def load_kernels() -> None:
-    """Bring the compiled kernels that every registration on the CPU uses from disk, or compile them."""
+def load_kernels(settings: Settings) -> None:
+    """Bring into memory what a registration with these settings needs: torch, and kernels from disk or compiled now."""
+    if settings.device != "cpu" or settings.weights != "none":
+        import torch  # noqa: F401 - a second, which is no part of a registration
+    from .device import find_device
     from .refine import Pair, refine
     from .repair import repair_and_invert
 
     volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
     pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32))
-    repair_and_invert(refine(pair, Settings(iterations=(1, 1))), 1.0)
-
-
-def load_all(settings: Settings) -> None:
-    """Bring into memory what a registration with these settings needs, so that its seconds are its own."""
-    load_kernels()
-    if settings.device != "cpu" or settings.weights != "none":
-        import torch  # noqa: F401 - a second, which is no part of a registration
+    device = find_device(settings.device)
+    repair_and_invert(refine(pair, Settings(iterations=(1, 1)), device=device), 1.0)
 
 
 def compile_kernels() -> None:
-    """Register a small made-up pair in the ways that use different kernels: network, LNCC, MIND, labels."""
+    """Register a small made-up pair in the ways that use different kernels: network, LNCC, MIND, labels.
+
+    On the CPU, and on a graphics card where there is one.
+    """
     import SimpleITK as sitk
 
+    from .device import find_device
     from .pipeline import register
 
     place = np.indices((40, 44, 48)).astype(np.float32)
@@ -51,7 +49,9 @@ def compile_kernels() -> None:
     fixed, moving = sitk.GetImageFromArray(values), sitk.GetImageFromArray(np.roll(values, 1, axis=2))
     labels = sitk.Cast(fixed > 500, sitk.sitkUInt8), sitk.Cast(moving > 500, sitk.sitkUInt8)
     quick = Settings(affine="none", iterations=(1, 1))
-    for settings in (quick, replace(quick, weights="none", metric="mind", guide=True)):
+    ways = (quick, replace(quick, weights="none", metric="mind", guide=True))
+    devices = dict.fromkeys(("cpu", find_device("auto")))
+    for settings in (replace(way, device=device) for device in devices for way in ways):
         result = register(fixed, moving, fixed_labels=labels[0], moving_labels=labels[1], settings=settings)
         result.warp(moving)
         result.warp(labels[1], labels=True)

@@ -20,7 +20,7 @@ from RegMambaLib.scan.traversals import Shape, Traversal
 _LINE = 16  # float32 values in a cache line
 
 
-def check() -> None:
+def check(device: torch.device) -> None:
     """Nothing to check: importing this module has imported numba."""
 
 

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 
-from RegMambaLib.errors import InputError, MissingDependencyError
+from RegMambaLib.errors import InputError, MissingDependencyError, is_out_of_memory
 
 ENVIRONMENT_VARIABLE = "REGMAMBA_SCAN"
 _MODULES = {
@@ -30,8 +31,11 @@ _INSTALL = {
 }
 # Tried in this order where nobody chose; torch is what remains.
 _FASTEST = {"cuda": ("triton", "mamba_ssm"), "cpu": ("numba",)}
+_ON_CUDA = ("triton", "mamba_ssm")
 BACKENDS = ("auto", *_MODULES)
 
+# What is known of backends on devices: None, or why one cannot run there.
+_known: dict[tuple[str, torch.device], str | None] = {}
 _process_choice = "auto"
 _context_choice: ContextVar[str] = ContextVar("regmamba_scan_backend", default="auto")
 
@@ -75,20 +79,29 @@ def backend_module(requested: str, device: torch.device, dtype: torch.dtype) -> 
         name = _process_choice
     if name == "auto":
         name = os.environ.get(ENVIRONMENT_VARIABLE, "auto").strip() or "auto"
-    _require(name)
     if name == "auto":
         name = _for_tensors(device, dtype)
-    elif name == "numba" and device.type != "cpu":
+    on_gpu = device.type == "cuda"
+    _require(name, device if on_gpu and name in _ON_CUDA else None)
+    if name == "numba" and device.type != "cpu":
         raise InputError(f"The numba scan runs on the CPU only and got tensors on {device}; use 'auto' or 'torch'.")
-    elif name in ("mamba_ssm", "triton") and device.type != "cuda" and not _interpreted(name):
+    if name in _ON_CUDA and not on_gpu and not _interpreted(name):
         raise InputError(f"The {name} scan runs on CUDA only and got tensors on {device}; use 'auto' or 'numba'.")
     return importlib.import_module(_MODULES[name])
 
 
 def _for_tensors(device: torch.device, dtype: torch.dtype) -> str:
-    """Only torch has a float64 state."""
+    """The fastest that works; only torch has a float64 state."""
     fast = () if dtype == torch.float64 else _FASTEST.get(device.type, ())
-    return next((name for name in fast if _why_unusable(name) is None), "torch")
+    reasons = {}
+    for name in fast:
+        reasons[name] = _why_unusable(name, device)
+        if reasons[name] is None:
+            return name
+    broken = [f"{name}: {reason}" for name, reason in reasons.items() if find_spec(name) is not None]
+    if broken:
+        warnings.warn(f"The scan runs with torch, much slower ({'; '.join(broken)}).", stacklevel=2)
+    return "torch"
 
 
 def _interpreted(name: str) -> bool:
@@ -96,23 +109,32 @@ def _interpreted(name: str) -> bool:
     return name == "triton" and importlib.import_module(_MODULES[name]).interpreted()
 
 
-def _require(name: str) -> None:
+def _require(name: str, device: torch.device | None = None) -> None:
     if name not in BACKENDS:
         raise InputError(f"'{name}' is not a scan backend; choose from {', '.join(BACKENDS)}.")
-    reason = None if name == "auto" else _why_unusable(name)
+    reason = None if name == "auto" else _why_unusable(name, device)
     if reason is not None:
         raise MissingDependencyError(
             f"The scan backend '{name}' cannot run: {reason}; install it with: {_INSTALL[name]}"
         )
 
 
-@cache
-def _why_unusable(name: str) -> str | None:
-    """None, or why the backend cannot run. Tried once per process: a broken installation shows only when
-    called.
+def _why_unusable(name: str, device: torch.device | None = None) -> str | None:
+    """None, or why the backend cannot run on a device (by default the one it is for).
+
+    Tried once per process and device, since a broken installation shows only when called; a lack of memory passes and
+    is not remembered.
     """
+    place = device or torch.device("cuda" if name in _ON_CUDA else "cpu")
+    if (name, place) in _known:
+        return _known[name, place]
     try:
-        importlib.import_module(_MODULES[name]).check()
+        module = importlib.import_module(_MODULES[name])
+        module.check(torch.device("cpu") if _interpreted(name) else place)
+        reason = None
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if is_out_of_memory(error):
+            return reason
+    _known[name, place] = reason
+    return reason

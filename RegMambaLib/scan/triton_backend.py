@@ -5,6 +5,7 @@ With TRITON_INTERPRET=1 in the environment before Triton is first imported, Trit
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from math import isqrt
@@ -14,6 +15,7 @@ import torch
 import triton
 from torch.autograd.function import once_differentiable
 
+from RegMambaLib.scan import reference
 from RegMambaLib.scan.traversals import TRAVERSALS, Shape, Traversal
 from RegMambaLib.scan.triton_conv import convolve
 from RegMambaLib.scan.triton_kernels import carry, walk, walk_back
@@ -32,16 +34,31 @@ def interpreted() -> bool:
     return not isinstance(walk, triton.JITFunction)
 
 
-def check() -> None:
-    """Run both kernels on four tokens. Raises whatever keeps them from working."""
+def check(device: torch.device) -> None:
+    """Run every kernel, as the networks do, over several chunks and in two directions, with its gradient.
+
+    Raises whatever keeps them from working, and RuntimeError for results other than the reference's.
+    """
     if not interpreted() and not torch.cuda.is_available():
         raise RuntimeError("torch sees no CUDA device")
-    device = "cpu" if interpreted() else "cuda"
-    tokens, states = torch.zeros(1, 1, 4, 8, device=device), torch.zeros(1, 1, 4, 2, device=device)
-    plain = (1, 1, 4), (TRAVERSALS["hwd+"],)
-    scanned = selective_scan(tokens, tokens, tokens.new_zeros(1, 8, 2), states, states, None, None, True, *plain)
-    convolved = causal_conv1d(tokens, tokens.new_zeros(1, 8, 4), None, True, *plain)
-    (scanned + convolved).cpu()  # what goes wrong on the device shows when its results are read
+    shape, visits = (2, 5, 4), (TRAVERSALS["hwd+"], TRAVERSALS["dwh-"])
+    sizes = {"u": (1, 2, 40, 8), "delta": (1, 2, 40, 8), "A": (2, 8, 8), "B": (1, 2, 40, 8), "C": (1, 2, 40, 8)}
+    sizes |= {"D": (2, 8), "delta_bias": (2, 8), "weight": (2, 8, 4), "bias": (2, 8)}
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        values = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+        values["A"] = -values["A"].exp()
+        found = []
+        for place, module in ((torch.device("cpu"), reference), (device, sys.modules[__name__])):
+            given = {name: value.to(place, copy=True).requires_grad_() for name, value in values.items()}
+            weight, bias = given.pop("weight"), given.pop("bias")
+            y = module.selective_scan(*given.values(), True, shape, visits)
+            y = y + module.causal_conv1d(given["u"], weight, bias, True, shape, visits)
+            leaves = [*given.values(), weight, bias]
+            found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+        for ours, theirs in zip(found[1], found[0], strict=True):
+            if not torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
+                raise RuntimeError("its results differ from those of torch")
 
 
 def selective_scan(
@@ -209,12 +226,13 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, taps, bias, plans, mirrored = ctx.saved_tensors
+        gy = gy.contiguous()
         images, groups, length, channels = gy.shape
         blocks = triton.cdiv(length, _conv_block(channels)[0])
         gsum = torch.empty_like(gy, dtype=torch.float32)
         gtaps = gsum.new_empty(images, groups, blocks, *taps.shape[1:])
         gbias = None if bias is None else gsum.new_empty(images, groups, blocks, channels)
-        _convolve(x, taps, bias, mirrored, gy.contiguous(), gsum, gtaps, gbias, ctx.silu)
+        _convolve(x, taps, bias, mirrored, gy, gsum, gtaps, gbias, ctx.silu)
         gx = _like_shared(x, gy)
         _convolve(gsum, taps, None, plans, None, gx, None, None, False)
         gweight = gtaps.sum((0, 2)).transpose(1, 2)
@@ -263,6 +281,9 @@ def _shared(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return gradient if tensor.shape[1] == gradient.shape[1] else gradient.sum(1, keepdim=True)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # training at several sizes needs 16 for each
 def _plans(shape: Shape, traversals: tuple[Traversal, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor([traversal.index_plan(shape) for traversal in traversals], dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # what is kept must serve calls with gradients too
+        plans = torch.tensor([traversal.index_plan(shape) for traversal in traversals], dtype=torch.int64)
+        # Pinned, so that the upload does not wait for the work before it.
+        return plans.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else plans.to(device)

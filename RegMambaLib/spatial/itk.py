@@ -83,3 +83,8 @@ def split_transform(transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray |
     for part in parts[:-1]:
         matrix = matrix @ affine_matrix(part)
     return matrix, mm_to_voxels(sitk.GetArrayViewFromImage(field), grid), grid
+
+
+def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
+    """(n, 3) LPS mm through a transform."""
+    return np.array([transform.TransformPoint(p) for p in np.asarray(points, float).tolist()]).reshape(-1, 3)

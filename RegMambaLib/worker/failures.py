@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import Cancelled, InputError, MissingDependencyError, RegMambaError
+from ..errors import Cancelled, InputError, MissingDependencyError, RegMambaError, is_out_of_memory
 
+_GPU_WORDS = ("cuda", "cublas", "cudnn", "mps")
 ROLES = {
     "fixed": "The fixed volume",
     "moving": "The moving volume",
@@ -15,13 +16,12 @@ ROLES = {
     "moving_mask": "The moving mask",
     "initial": "The initial transform",
 }
-_ALLOCATION = ("out of memory", "llocat", "not enough memory", "bad_alloc")
 
 
 def describe(error: BaseException, request: dict[str, Any]) -> tuple[str, str]:
     """(kind, message) of an error; paths of temporary files become the roles of the inputs."""
-    if is_memory(error):
-        return "memory", memory_advice(on_gpu="cuda" in str(error).lower() or "mps" in str(error).lower())
+    if is_out_of_memory(error):
+        return "memory", memory_advice(on_gpu=any(word in str(error).lower() for word in _GPU_WORDS))
     if isinstance(error, MissingDependencyError):
         return "missing", _in_roles(str(error), request)
     if isinstance(error, ImportError):
@@ -33,13 +33,6 @@ def describe(error: BaseException, request: dict[str, Any]) -> tuple[str, str]:
         f"The registration stopped with an internal error ({type(error).__name__}: {str(error) or 'no message'}); "
         "try other settings, and report it with the log if it stays."
     )
-
-
-def is_memory(error: BaseException) -> bool:
-    """Whether Python, numpy, torch or ITK had no memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _ALLOCATION)
 
 
 def memory_advice(*, on_gpu: bool) -> str:

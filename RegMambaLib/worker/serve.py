@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..allocation import keep_freed_memory, return_freed_memory
+from ..evaluation.plain import finite
 from .failures import describe
 
 Emit = Callable[..., None]
@@ -100,7 +101,7 @@ class Server:
                 raise ValueError(f"unknown command {command!r}; known are {', '.join(known)} and quit")
             with _working_in(request.get("temporary")):
                 report, files = known[command](request, lambda **values: self.emit(name, "progress", **values))
-            self.emit(name, "done", report=_finite(report), files=files)
+            self.emit(name, "done", report=finite(report), files=files)
         except BaseException as error:
             traceback.print_exc(file=sys.stderr)
             kind, message = describe(error, request)
@@ -144,12 +145,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON does not know, as None."""
-    if isinstance(value, dict):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value - value != 0 else value

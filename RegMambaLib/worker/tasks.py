@@ -96,7 +96,7 @@ def warmup(request: dict[str, Any], emit: Callable[..., None]) -> Answer:
 
     settings = Settings.from_dict(request.get("settings") or {})
     emit(stage="start", share=0.0, total=0.0, eta=None)
-    load_kernels()
+    load_kernels(settings)
     from ..registration.network import chosen_weights, load_weights
 
     if settings.weights != "none":

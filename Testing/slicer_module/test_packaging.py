@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MODULE, LIBRARY = ROOT / "RegMamba", ROOT / "RegMambaLib"
 SLICERS_OWN = {"slicer", "vtk", "qt", "ctk", "numpy", "scipy", "SimpleITK", "RegMambaLib", "RegMambaSlicer"}
-MADE = {".pyc", ".nbi", ".nbc"}
 
 
 def listed(folder, variable):
@@ -26,8 +25,8 @@ def listed(folder, variable):
 
 def lying_in(folder):
     """All files of a folder but CMake's and what Python leaves behind."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix not in MADE and p.name != "CMakeLists.txt")
-    return {str(p.relative_to(folder).as_posix()) for p in files}
+    files = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "__pycache__")
+    return {str(p.relative_to(folder).as_posix()) for p in files if p.name != "CMakeLists.txt"}
 
 
 def extension(name):

@@ -123,6 +123,7 @@ def test_a_defect_of_ours_is_logged_and_leaves_neither_nodes_nor_a_running_panel
     def fail(*_, **__):
         raise KeyError("per_label")
 
+    slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)  # Slicer's scenes have one
     monkeypatch.setattr(logic, "fill_table", fail)
     nodes = slicer.mrmlScene.GetNumberOfNodes()
     said = register(pair, bench)
