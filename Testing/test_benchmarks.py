@@ -59,9 +59,10 @@ def test_a_tool_that_did_not_run_is_shown_with_its_reason():
     cells = table_cells(tables.case_table(made_rows(), METHODS))
     assert cells["gone"][0] == "absent: gone is not installed"
     assert "greedy (1 of 2 pairs)" in cells
-    listed = tables.problems(made_rows())
+    listed = tables.problems(made_rows(), METHODS)
     assert "- mindboggle_1mm, 3<-4, greedy: failed: ended after 900 s" in listed
     assert listed.count("gone is not installed") == 2
+    assert "- mindboggle_1mm: not run: slow" in listed
 
 
 def test_dice_pair_by_pair():

@@ -77,7 +77,7 @@ def registration(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
     if any("process_seconds" in row for row in rows):
         pictures.time_against_accuracy(rows, METHODS, folder / "time_against_accuracy.png")
         yield "accuracy", "![Dice against seconds](benchmarks/time_against_accuracy.png)"
-    yield "problems", tables.problems(rows)
+    yield "problems", tables.problems(rows, METHODS)
 
 
 def scan(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:

@@ -103,9 +103,14 @@ def pair_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
     return markdown(["Dice", *pairs], lines)
 
 
-def problems(rows: Sequence[Row]) -> str:
-    """Every run that has no figures, and why."""
+def problems(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Every run that has no figures, and why; and of each case the methods that were not run at all."""
     found = [f"- {row['case']}, {row['pair']}, {row['method']}: {reason(row)}" for row in rows if reason(row)]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        ran = {row["method"] for row in rows if row["case"] == case}
+        left = [method for method in methods if method not in ran]
+        if left:
+            found.append(f"- {case}: not run: {', '.join(left)}")
     return "\n".join(found) or "- none"
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 INPUTS = ("fixed.nii.gz", "moving.nii.gz", "fixed_labels.nii.gz", "moving_labels.nii.gz", "landmarks.csv")
 FINDINGS = ("demo.png", "demo.json")
-TISSUES = {"grey matter": 1, "white matter": 2}
 # About where these lie in MNI152, RAS mm.
 LANDMARKS = {
     "anterior commissure": (0, 3, -4),
@@ -146,7 +145,7 @@ def measure(pair: KnownPair, registration: Registration) -> dict[str, Any]:
     import numpy as np
     import SimpleITK as sitk
 
-    from ..evaluation.known_pair import error_mm
+    from ..evaluation.known_pair import TISSUES, error_mm
     from ..evaluation.overlap import dice
     from ..spatial.grid import Grid
     from ..spatial.itk import affine_transform
@@ -185,7 +184,7 @@ def print_tables(findings: dict[str, Any]) -> None:
         table.add_column(title, justify="right")
     for key, title in {"mean": "error, mean", "95_percent": "error, 95 % below"}.items():
         table.add_row(f"{title}, mm", *(f"{findings[stage]['error_mm'][key]:.2f}" for stage in stages))
-    for tissue in TISSUES:
+    for tissue in findings["given"]["dice"]:
         table.add_row(f"Dice, {tissue}", *(f"{findings[stage]['dice'][tissue]:.3f}" for stage in stages))
     report = findings["register"]
     table.add_row("folding, % of voxels", "", "", f"{report['folding_percent']:.4g}")

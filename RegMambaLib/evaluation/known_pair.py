@@ -13,7 +13,8 @@ from ..spatial.grid import Grid
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-GREY, WHITE = 1, 2
+TISSUES = {"grey matter": 1, "white matter": 2}
+"""Labels of the template, by name."""
 # The deformed copy: how far it is moved (LPS mm), how it is turned and its slices are tilted (degrees about L, P, S).
 SHIFT = (18.0, -25.0, 30.0)
 TURN = (12.0, -8.0, 15.0)

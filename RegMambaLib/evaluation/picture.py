@@ -12,7 +12,7 @@ from ..io.transforms import flatten
 from ..registration.grid import canonical
 from ..spatial.grid import Grid
 from ..spatial.itk import displacement_transform, mm_to_voxels
-from .known_pair import WHITE, KnownPair, error_mm
+from .known_pair import TISSUES, KnownPair, error_mm
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -92,7 +92,7 @@ def draw(pair: KnownPair, registration: Registration, path: Path) -> None:
         for ax, volume in zip(row, volumes, strict=False):
             _show(ax, cut, volume, cmap="gray", vmin=0, vmax=float(np.quantile(volume, 0.999)))
         for ax in row[1:3]:
-            _outline(ax, cut, labels == WHITE)
+            _outline(ax, cut, labels == TISSUES["white matter"])
         _grid_lines(row[3], cut, displacement)
         shown = _show(row[4], cut, error, cmap="inferno", vmin=0, vmax=LARGEST_ERROR)
     bar = figure.colorbar(shown, cax=figure.add_axes((0.957, 0.1, 0.009, 0.75)), extend="max")

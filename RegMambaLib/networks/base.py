@@ -62,24 +62,21 @@ class RegistrationNetwork(nn.Module, ABC):
         fixed: torch.Tensor,
         samples: int = 0,
         *,
-        generator: torch.Generator | None = None,
         seed: int | None = None,
         dtype: str = "float32",
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The displacement with mean direction weights and, from `samples` >= 2 draws of them, its
-        uncertainty.
+        """The displacement with mean direction weights and, from `samples` >= 2 draws of them, its uncertainty.
 
-        The uncertainty (B, 1, H, W, D) is the standard deviation of the displacement over the draws, in
-        voxels, root mean square over its three components; None for samples = 0. generator (on the CPU) or
-        seed make it repeatable. dtype: "float32", or "bfloat16" or "float16" for mixed precision (autocast), in
-        which the scan's state, positions and displacements stay float32.
+        The uncertainty (B, 1, H, W, D) is the standard deviation of the displacement over the draws, in voxels, root
+        mean square over its three components; None for samples = 0. seed makes it repeatable. dtype: "float32", or
+        "bfloat16" or "float16" for mixed precision (autocast), in which the scan's state, positions and displacements
+        stay float32.
         """
         if dtype not in _DTYPES:
             raise InputError(f"'{dtype}' is not a type to predict in; choose from {', '.join(_DTYPES)}.")
         if samples == 1 or samples < 0:
             raise InputError(f"Uncertainty needs at least 2 samples (or 0 for none), not {samples}.")
-        if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         was_training = self.training
         self.eval()
         try:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +19,6 @@ from ..allocation import keep_freed_memory, return_freed_memory
 from ..evaluation.plain import finite
 from .failures import describe
 
-Emit = Callable[..., None]
 TEMPORARY_PREFIX = "RegMamba-"
 """How the name of a folder begins that the worker may remove when its client is gone."""
 
