@@ -9,7 +9,7 @@ from ..spatial import fields
 from ..spatial import kernels as spatial_kernels
 from ..spatial.fields import gaussian_taps
 from . import kernels, lncc_kernels
-from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, Pair
+from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, SAME_LNCC, Pair
 from .settings import Settings
 
 # Voxels beyond the active region in which the displacement may still fade out, at every level.
@@ -46,9 +46,11 @@ class NumbaEngine:
             self.fixed_features = _mind(pair.fixed)
             self.moving_features = _mind(pair.moving)
         else:
+            self.windows = max(windows_of(pair, self.spans), 1.0)
             self.fixed_sum = np.empty(shape, np.float32)
             self.fixed_variance = np.empty(shape, np.float32)
-            lncc_kernels.fixed_moments(pair.fixed, self.radius, self.slabs, self.fixed_sum, self.fixed_variance)
+            moments = self.fixed_sum, self.fixed_variance
+            lncc_kernels.fixed_moments(pair.fixed, self.radius, np.float32(LNCC_EPSILON), self.slabs, *moments)
 
     def step(self) -> float:
         """One iteration; returns the mean similarity (LNCC, or minus the squared MIND difference)."""
@@ -73,10 +75,16 @@ class NumbaEngine:
             self.force,
         )
         if largest > 0:
-            scale = np.float32(self.settings.step / largest)
+            scale = np.float32(self.step_length(similarity) / largest)
             spatial_kernels.compose(self.u, self.force, scale, self.spans, self.buffer)
             self._smooth(self.buffer, self.total_taps, self.u)
         return similarity / self.pair.fixed.size
+
+    def step_length(self, similarity: float) -> float:
+        """Voxels of the largest step: less than wanted where the images are as good as the same."""
+        if self.metric == "mind" or self.guided:
+            return self.settings.step
+        return self.settings.step * min(max((1 - similarity / self.windows) / (1 - SAME_LNCC), 0.0), 1.0)
 
     def displacement(self) -> np.ndarray:
         """The displacement so far, (3, k, j, i) float32 voxels."""
@@ -118,6 +126,12 @@ class NumbaEngine:
             np.copyto(out, source, where=fields.within(self.spans, out.shape[3]))
         else:
             spatial_kernels.smooth(source, taps, self.slabs, self.spans, out)
+
+
+def windows_of(pair: Pair, spans: np.ndarray) -> float:
+    """What all windows of a level count together: the largest sum of squared LNCC."""
+    inside = fields.within(spans, pair.fixed.shape[2])
+    return float(pair.weight[inside].sum(dtype=np.float64)) if pair.weight.size else float(inside.sum())
 
 
 def level_spans(pair: Pair) -> np.ndarray:

@@ -15,8 +15,8 @@ from ..losses.mind import mind_ssc
 from ..spatial import fields
 from ..spatial.fields import gaussian_taps
 from . import torch_steps
-from .engine_numba import level_spans
-from .refine import ADAM_FLOOR, Pair
+from .engine_numba import level_spans, windows_of
+from .refine import ADAM_FLOOR, SAME_LNCC, Pair
 from .settings import Settings
 
 _TRITON = f"{__package__}.triton_steps"
@@ -53,6 +53,7 @@ class TorchEngine:
             self.fixed, self.moving = (mind_ssc(volume[None, None])[0] for volume in (self.fixed, self.moving))
         else:
             self.moments = torch_steps.fixed_moments(self.fixed, self.radius)
+            self.windows = max(windows_of(pair, level_spans(pair)), 1.0)
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             assert pair.fixed_labels is not None and pair.moving_labels is not None
@@ -78,7 +79,7 @@ class TorchEngine:
         if self.iteration == 1:
             self.floor = self.share * force.square().sum(0).amax().sqrt() + 1e-20
         direction, largest = self.steps.adam(force, self.first, self.second, self.iteration, self.floor)
-        moved = self.steps.compose(self.u, direction, largest, self.settings.step)
+        moved = self.steps.compose(self.u, direction, largest / self._shortened(similarity), self.settings.step)
         # When nothing pulls anywhere, u stays as it is.
         taps = torch.where(largest > 0, self.total_taps, self.no_smoothing)
         self.u = self.steps.smooth(moved, taps, self.inside)
@@ -87,6 +88,12 @@ class TorchEngine:
     def displacement(self) -> np.ndarray:
         """The displacement so far, (3, k, j, i) float32 voxels."""
         return self.u.cpu().numpy()
+
+    def _shortened(self, similarity: torch.Tensor) -> torch.Tensor:
+        """Factor on the step; see `NumbaEngine.step_length`."""
+        if self.metric == "mind" or self.guided:
+            return torch.ones_like(similarity)
+        return ((1 - similarity / self.windows) / (1 - SAME_LNCC)).clamp(0, 1)
 
     def _image_force(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradient of the similarity with respect to u, and the similarity."""

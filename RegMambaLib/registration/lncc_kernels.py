@@ -110,17 +110,17 @@ def _force_row(pull, below, plane, above, distance, y, low, force):
 
 
 @njit(**HELPER)
-def _deviation(squares, sums, per_voxel, out):
-    """Sum of the squared deviations from the mean of each window."""
+def _deviation(squares, sums, per_voxel, epsilon, out):
+    """Sum of the squared deviations from the mean of each window, plus epsilon."""
     for x in range(out.size):
-        out[x] = max(squares[x] - sums[x] * sums[x] * per_voxel, ZERO)
+        out[x] = max(squares[x] - sums[x] * sums[x] * per_voxel, ZERO) + epsilon
 
 
 @njit(**HELPER)
-def _ratio(cross, fixed_variance, epsilon, scale, out):
-    """scale: variance of the moving image, becomes 1 / (varF varM + eps); out = cross * scale."""
+def _ratio(cross, fixed_variance, scale, out):
+    """scale: variance of the moving image, becomes 1 / (varF varM); out = cross * scale."""
     for x in range(out.size):
-        scale[x] = ONE / (fixed_variance[x] * scale[x] + epsilon)
+        scale[x] = ONE / (fixed_variance[x] * scale[x])
     for x in range(out.size):
         out[x] = cross[x] * scale[x]
 
@@ -141,9 +141,9 @@ def _coefficients(cross, scale, fixed_variance, fixed_sum, moving_sum, per_voxel
 
 
 @njit(**HELPER)
-def _cross(products, fixed_sum, moving_sum, per_voxel, out):
+def _cross(products, fixed_sum, moving_sum, per_voxel, epsilon, out):
     for x in range(out.size):
-        out[x] = products[x] - fixed_sum[x] * moving_sum[x] * per_voxel
+        out[x] = products[x] - fixed_sum[x] * moving_sum[x] * per_voxel + epsilon
 
 
 @njit(**HELPER)
@@ -155,8 +155,8 @@ def _pull(fixed, warped, a, b, c, out):
 
 
 @njit(**OPTIONS)
-def fixed_moments(fixed, r, slabs, mean_sum, variance):
-    """Window sums of the fixed image and of its squared deviation; windows of side 2r + 1, zeros outside."""
+def fixed_moments(fixed, r, epsilon, slabs, mean_sum, variance):
+    """Window sums of the fixed image, and of its squared deviation plus epsilon; side 2r + 1, zeros outside."""
     Z, Y, X = fixed.shape
     depth = 2 * r + 1
     per_voxel = np.float32(1 / depth**3)
@@ -182,7 +182,7 @@ def fixed_moments(fixed, r, slabs, mean_sum, variance):
             if start <= z < stop:
                 for y in range(Y):
                     mean_sum[z, y] = total[0, y]
-                    _deviation(total[1, y], total[0, y], per_voxel, variance[z, y])
+                    _deviation(total[1, y], total[0, y], per_voxel, epsilon, variance[z, y])
 
 
 @njit(**OPTIONS)
@@ -197,7 +197,9 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
         weight: (k, j, i), what each window counts; of size 0: all count 1.
         r: window radius in voxels (side 2r + 1).
         slabs: how many threads share the volume; each recomputes 2r planes at its ends.
-        epsilon: added to the product of the variances (sums over the window), keeps flat regions silent.
+        fixed_variance: of `fixed_moments`, with the same epsilon.
+        epsilon: variance (sum over the window) that both images are taken to have in common beside their own: flat
+            regions stay silent, and nothing pulls where the images are the same.
     """
     Z, Y, X = fixed.shape
     depth = 2 * r + 1
@@ -246,9 +248,9 @@ def lncc_force(fixed, moving, u, fixed_sum, fixed_variance, weight, r, epsilon, 
                     own_sum, own_variance = fixed_sum[c, y, low:high], fixed_variance[c, y, low:high]
                     cross, scale = scratch[0, : high - low], scratch[1, : high - low]
                     a = planes[0, y, low:high]
-                    _cross(sums[2, y, low:high], own_sum, moving_sum, per_voxel, cross)
-                    _deviation(sums[1, y, low:high], moving_sum, per_voxel, scale)
-                    _ratio(cross, own_variance, epsilon, scale, a)
+                    _cross(sums[2, y, low:high], own_sum, moving_sum, per_voxel, epsilon, cross)
+                    _deviation(sums[1, y, low:high], moving_sum, per_voxel, epsilon, scale)
+                    _ratio(cross, own_variance, scale, a)
                     if weight.size > 0:
                         multiply_rows(a, weight[c, y, low:high], a)
                     part = _coefficients(

@@ -19,11 +19,14 @@ from .settings import LARGEST_SIGMA, Settings
 Progress = Callable[[float], None]
 
 # Sums over a window of images scaled to [0, 1]: well below tissue contrast, above interpolation noise.
-LNCC_EPSILON = 1e-5
+LNCC_EPSILON = 1e-2
 ADAM_BETAS = (0.6, 0.99)
 # Share of the largest force below which Adam no longer amplifies it: forces that weak are mostly noise. The coarsest
 # level, which finds the way, listens to weaker ones.
 ADAM_FLOOR, COARSE_FLOOR = 0.05, 0.01
+# Mean squared LNCC above which steps become shorter, down to none at 1: what is left are rounding and noise, which Adam
+# would make as much of as of anything else. Two people's brains reach .97 at the coarsest level and .9 at the finest.
+SAME_LNCC = 0.98
 # How much more the coarsest level smooths its updates.
 COARSE_UPDATE = 1.4
 # Voxels along an axis below which no level goes: a window of five would see too much of the anatomy at once, and on

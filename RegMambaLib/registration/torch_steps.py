@@ -17,7 +17,7 @@ from .refine import ADAM_BETAS, LNCC_EPSILON
 
 
 class Moments(NamedTuple):
-    """Window sums of the fixed image and of its squared deviation from the window's mean, (k, j, i)."""
+    """Window sums of the fixed image, and of its squared deviation from the window's mean plus epsilon, (k, j, i)."""
 
     total: torch.Tensor
     variance: torch.Tensor
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 def fixed_moments(fixed: torch.Tensor, radius: int) -> Moments:
     """For windows of side 2 radius + 1, zeros outside."""
     total, squares = box_sum(torch.stack([fixed, fixed**2]), radius)
-    return Moments(total, (squares - total**2 / (2 * radius + 1) ** 3).clamp_min(0))
+    return Moments(total, (squares - total**2 / (2 * radius + 1) ** 3).clamp_min(0) + LNCC_EPSILON)
 
 
 def lncc_force(
@@ -62,8 +62,8 @@ def lncc_force(
     warped = _interpolated(_corners(moving, cell), cell) * inside
     per_voxel = 1 / (2 * radius + 1) ** 3
     total, squares, products = box_sum(torch.stack([warped, warped**2, warped * fixed]), radius)
-    cross = products - moments.total * total * per_voxel
-    scale = 1 / (moments.variance * (squares - total**2 * per_voxel).clamp_min(0) + LNCC_EPSILON)
+    cross = products - moments.total * total * per_voxel + LNCC_EPSILON
+    scale = 1 / (moments.variance * ((squares - total**2 * per_voxel).clamp_min(0) + LNCC_EPSILON))
     ratio = weight * cross * scale
     a = 2 * ratio
     b = a * cross * scale * moments.variance

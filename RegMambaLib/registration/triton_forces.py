@@ -76,8 +76,8 @@ def coefficients(
     total, squares, products = sum_three(sums, index, mask, index // stride % size, n, size, stride, radius, BLOCK)
     own_sum = tl.load(fixed_sum + index, mask=mask, other=0.0)
     own_variance = tl.load(fixed_variance + index, mask=mask, other=0.0)
-    cross = products - own_sum * total * per_voxel
-    scale = 1 / (own_variance * tl.maximum(squares - total * total * per_voxel, 0.0) + epsilon)
+    cross = products - own_sum * total * per_voxel + epsilon
+    scale = 1 / (own_variance * (tl.maximum(squares - total * total * per_voxel, 0.0) + epsilon))
     ratio = tl.load(weight + index, mask=mask, other=0.0) * cross * scale
     a = 2 * ratio
     b = a * cross * scale * own_variance
