@@ -9,8 +9,9 @@ import pytest
 import SimpleITK as sitk
 
 from RegMambaLib.cli.main import main
+from RegMambaLib.errors import InputError
 from RegMambaLib.io.images import read_image
-from RegMambaLib.io.transforms import read_transform
+from RegMambaLib.io.transforms import read_transform, write_transform
 from RegMambaLib.spatial.grid import Grid
 
 ROTATED = (0.8, 0.0, 0.6, 0.6, 0.0, -0.8, 0.0, 1.0, 0.0)
@@ -206,3 +207,30 @@ def test_evaluate_says_when_no_label_is_shared(tmp_path, capsys):
         sitk.WriteImage(image, str(tmp_path / f"{name}.nrrd"))
     assert main(["evaluate", str(tmp_path / "a.nrrd"), str(tmp_path / "b.nrrd")]) == 2
     assert "share no label" in capsys.readouterr().err
+
+
+def test_the_inverse_of_a_displacement_image_holds_where_it_leads(tmp_path, capsys):
+    grid = Grid((30, 32, 28), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+    field = np.zeros((*grid.shape, 3), np.float32) + np.float32([40.0, -25.0, 10.0])
+    write_transform(
+        sitk.DisplacementFieldTransform(sitk.Cast(grid.image(field), sitk.sitkVectorFloat64)), tmp_path / "d.nii.gz"
+    )
+    assert main(["invert", str(tmp_path / "d.nii.gz"), "-o", str(tmp_path / "i.nii.gz"), "--quiet"]) == 0
+    inverse = read_transform(tmp_path / "i.nii.gz")
+    for corner in grid.corners:
+        there = corner * 0.999 + grid.center * 0.001 + (40.0, -25.0, 10.0)
+        np.testing.assert_allclose(inverse.TransformPoint(there.tolist()), there - (40.0, -25.0, 10.0), atol=0.01)
+
+
+def test_a_transform_that_flattens_space_has_no_inverse(tmp_path, capsys):
+    flat = sitk.AffineTransform(3)
+    flat.SetMatrix((1, 0, 0, 0, 1, 0, 0, 0, 1e-14))
+    sitk.WriteTransform(flat, str(tmp_path / "flat.tfm"))
+    assert main(["invert", str(tmp_path / "flat.tfm"), "-o", str(tmp_path / "i.tfm")]) == 2
+    assert "no inverse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["T.H5", "t.NII.GZ"])
+def test_endings_in_capitals_are_refused_as_such(tmp_path, name):
+    with pytest.raises(InputError, match="end its name in"):
+        write_transform(sitk.TranslationTransform(3), tmp_path / name)

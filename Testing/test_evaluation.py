@@ -303,3 +303,14 @@ def test_the_report_averages_what_exists_and_is_json():
     quick = label_report(first, second, SPACING, [1, 2, 5], distances=False)
     assert quick["dice"] == report["dice"] and "hd95_mm" not in quick
     assert label_report(first, second, SPACING, [])["dice"] is None
+
+
+def test_label_names_that_are_no_numbers_and_empty_landmarks_are_refused(tmp_path):
+    from RegMambaLib.evaluation.landmarks import target_registration_error
+    from RegMambaLib.evaluation.names import read_label_names
+
+    (tmp_path / "names.json").write_text('{"label_names": {"a": "b"}}')
+    with pytest.raises(InputError, match="no number"):
+        read_label_names(tmp_path / "names.json")
+    with pytest.raises(InputError, match="no pairs"):
+        target_registration_error(np.empty((0, 3)), np.empty((0, 3)))

@@ -233,3 +233,12 @@ def test_a_pair_that_cannot_be_measured_says_why(cohort, capsys):
     assert "grids (m): failed" in said.err and "another grid" in said.err
     assert "labels (m): failed" in said.err and "holds no label" in said.err
     assert "good (m): done" in said.err and "Dice" in said.out
+
+
+def test_files_of_ones_own_in_the_output_folder_are_safe(cohort, capsys):
+    (cohort.out / "pairs").mkdir(parents=True)
+    (cohort.out / "report.html").write_text("mine")
+    rows = [f"a,theirs,{IMAGES},half.tfm"]
+    assert main(["evaluate", "--pairs", cohort.write(rows), "-o", str(cohort.out), "--no-report", "--quiet"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (cohort.out / "report.html").read_text() == "mine"

@@ -264,3 +264,10 @@ def test_a_folder_without_dicom_is_refused(tmp_path):
 def test_dicom_slices_that_miss_or_tilt_are_refused(tmp_path, fault):
     write_series(tmp_path, "1.2.826.0.1.1", **fault)
     refused(lambda: read_image(tmp_path), "missing, repeated, uneven or tilted")
+
+
+def test_nifti_2_is_called_by_its_name(tmp_path):
+    path = tmp_path / "two.nii"
+    path.write_bytes((540).to_bytes(4, "little") + bytes(600))
+    with pytest.raises(InputError, match="NIfTI-2"):
+        read_image(path)

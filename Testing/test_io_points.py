@@ -146,3 +146,11 @@ def test_a_missing_list_another_format_and_another_space_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"in \.csv"):
         write_points(read_points(tmp_path / "p.csv"), tmp_path / "p.fcsv")
     assert is_points("a/B.MRK.JSON") and not is_points("a/b.json")
+
+
+@pytest.mark.parametrize("content", ['{"markups": ["x"]}', '{"markups": [{"controlPoints": "x"}]}'])
+def test_markups_of_another_shape_are_refused(tmp_path, content):
+    path = tmp_path / "points.mrk.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="no valid"):
+        read_points(path)

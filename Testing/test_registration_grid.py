@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import apply, inside, linear, made_grid, permuted_axes, smallest_determinants, world_of
+import SimpleITK as sitk
+from conftest import apply, inside, linear, made_grid, made_head, permuted_axes, smallest_determinants, world_of
 
 from RegMambaLib.registration.grid import WIDEST_FADE, canonical, fade, fade_widths, faded, padded, working_grid
 from RegMambaLib.spatial.grid import Grid
@@ -130,3 +131,16 @@ def test_a_displacement_that_has_room_keeps_its_grid():
 def test_a_volume_is_padded_alike_on_both_sides():
     out = padded(np.ones((2, 3, 4), np.float32), (4, 3, 10))
     assert out.shape == (4, 3, 10) and out.sum() == 24 and out[1:3, :, 3:7].all()
+
+
+@pytest.mark.parametrize("padding", [-3024, -2000])
+def test_padding_around_the_field_of_view_of_a_ct_is_air(padding):
+    from RegMambaLib.registration.preprocess import prepare
+
+    grid = made_grid((40, 40, 30), (5.0, 5.0, 5.0))
+    hounsfield = (sitk.GetArrayFromImage(made_head(grid)) * 2 - 1000).astype(np.int16)
+    _, j, i = np.indices(hounsfield.shape)
+    padded = np.where(np.hypot(j - 19.5, i - 19.5) > 20, padding, hounsfield).astype(np.int16)
+    plain, other = (prepare(grid.image(values), "fixed") for values in (hounsfield, padded))
+    assert other.threshold == pytest.approx(plain.threshold, abs=0.05)
+    assert (other.foreground() == plain.foreground()).mean() > 0.99

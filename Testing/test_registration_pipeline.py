@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -23,7 +24,9 @@ from conftest import (
 )
 
 from RegMambaLib.errors import Cancelled, InputError
+from RegMambaLib.registration import refine
 from RegMambaLib.registration.device import find_device
+from RegMambaLib.registration.engine_torch import TorchEngine
 from RegMambaLib.registration.pipeline import register
 from RegMambaLib.registration.preprocess import prepare
 from RegMambaLib.registration.settings import Settings
@@ -221,9 +224,9 @@ def test_a_linear_transform_is_where_registration_starts(far_pair):
     near = sitk.AffineTransform(3)
     near.SetMatrix(FAR[:3, :3].ravel().tolist())
     near.SetTranslation((FAR[:3, 3] + (2.0, -3.0, 2.0)).tolist())
-    for affine in ("none", "rigid"):
+    for affine, most in (("none", 1.0), ("rigid", 2.6)):
         result = register(*far_pair, initial=near, settings=Settings(**{**FAST.to_dict(), "affine": affine}))
-        assert errors(result, FAR).mean() < 2.0
+        assert errors(result, FAR).mean() < most
         if affine == "none":
             np.testing.assert_allclose(result.affine[:3, :3], FAR[:3, :3], atol=1e-9)
 
@@ -270,7 +273,7 @@ def test_guidance_pulls_the_given_labels_together():
         result = register(fixed, moving, fixed_labels=labels[0], moving_labels=labels[1], settings=settings)
         scores.append(dice(labels[0], result.warp(labels[1], labels=True)))
         assert result.jacobian.min() > 0
-    assert scores[1] > scores[0] + 0.08
+    assert scores[1] > scores[0] + 0.06
 
 
 def test_labels_do_not_pull_unless_asked(near_pair, near_result):
@@ -453,3 +456,39 @@ def test_very_different_sizes_and_spacings_register():
 def test_the_smallest_volumes_register():
     result = register(small(size=(4, 5, 4)), small(size=(4, 4, 6)), settings=FAST)
     assert np.isfinite(result.displacement).all() and result.jacobian.min() > 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.004])
+def test_an_image_registered_to_itself_or_to_its_rescan_stays_where_it_is(noise):
+    grid = made_grid((48, 52, 44), (3.0, 3.0, 3.0))
+    head = sitk.GetArrayFromImage(made_head(grid)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    scans = [grid.image(head + noise * head.max() * rng.normal(size=head.shape).astype(np.float32)) for _ in range(2)]
+    for device in ("cpu", "torch"):
+        settings = replace(ALIGNED, extra_iterations=False)
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "torch":
+                patch.setattr(refine, "_engine", lambda _, *given, floor: TorchEngine(*given, floor=floor))
+            moved = np.linalg.norm(register(*scans, settings=settings).displacement, axis=0)
+        assert moved.mean() < (0.06 if noise else 0.002) and np.quantile(moved, 0.99) < (0.3 if noise else 0.02)
+
+
+def test_images_that_do_not_overlap_are_refused_where_no_linear_stage_can_help():
+    away = made_head(NEAR, to_head)
+    away.SetOrigin([v + 700 for v in away.GetOrigin()])
+    with pytest.raises(InputError, match=r"does not overlap where they lie.*--affine affine"):
+        register(made_head(FIXED, bent_to_head), away, settings=ALIGNED)
+
+
+def test_a_mask_that_leaves_nothing_to_align_is_named():
+    fixed, moving = made_head(FIXED, bent_to_head), made_head(NEAR, to_head)
+    values = np.zeros(FIXED.shape, np.uint8)
+    values[0, 0, 0] = 1
+    with pytest.raises(InputError, match="masks hold too little"):
+        register(fixed, moving, fixed_mask=image_of(values, fixed), settings=FAST)
+
+
+def test_beyond_the_moving_image_is_its_lowest_value(near_result, near_pair):
+    moving = near_pair[1] - 1000.0
+    small = sitk.RegionOfInterest(moving, (20, 22, 18), (10, 11, 9))
+    assert sitk.GetArrayFromImage(near_result.warp(small)).min() == sitk.GetArrayFromImage(small).min() < -900

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from conftest import linear, made_grid, made_head
 
 from RegMambaLib.registration.preprocess import prepare
-from RegMambaLib.registration.view import field_of_view, is_cutout, similarity_weight
+from RegMambaLib.registration.view import field_of_view, is_cutout, similarity_weight, whole_windows
 from RegMambaLib.spatial.grid import Grid
 from RegMambaLib.spatial.itk import affine_transform
 
@@ -76,7 +76,7 @@ def test_the_box_is_open_where_padding_cuts_nothing_off():
 
 def weight(sides, masks=(None, None), window=5, shift=(0, 0, 0)):
     through = affine_transform(np.eye(4)), affine_transform(linear((0, 0, 0), shift))
-    return similarity_weight(Grid.of(sides[0].image), sides, through, masks, window)
+    return whole_windows(similarity_weight(Grid.of(sides[0].image), sides, through, masks), window)
 
 
 def test_whole_images_count_everywhere():
@@ -110,5 +110,14 @@ def test_a_mask_whose_grid_differs_by_a_rounding_error_counts():
     mask.CopyInformation(image.image)
     mask.SetOrigin([v + 0.005 * GRID.spacing[0] for v in mask.GetOrigin()])
     through = (affine_transform(np.eye(4)),) * 2
-    weight = similarity_weight(GRID, (image, image), through, (mask, None), 3)
+    weight = similarity_weight(GRID, (image, image), through, (mask, None))
     assert 0 < weight.mean() < 0.5
+
+
+@pytest.mark.parametrize(("slices", "left"), [(20, 14), (10, 6), (6, 4), (4, 2), (1, 1)])
+def test_half_of_a_thin_inside_is_left(slices, left):
+    inside = np.zeros((24, 30, 30), np.float32)
+    inside[2 : 2 + slices] = 1
+    found = whole_windows(inside, 7)
+    assert found.any(axis=(1, 2)).sum() == left
+    assert found.shape == inside.shape and whole_windows(np.empty((0, 0, 0), np.float32), 7).size == 0

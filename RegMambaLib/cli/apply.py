@@ -47,10 +47,13 @@ def apply(
     Label maps need --labels: without it values are interpolated. Outside of the input, images get their
     lowest value.
     """
+    from ..errors import InputError
     from ..io.atomic import staged_file
-    from ..io.points import is_points
+    from ..io.points import SUFFIXES, is_points
     from ..io.transforms import chain, read_transform
 
+    if is_points(source) and not is_points(output):
+        raise InputError(f"Points are written as {', '.join(SUFFIXES)}, not as {output.name}; name the output so.")
     with staged_file(output, overwrite=overwrite) as out:
         if is_points(source):
             _apply_to_points(source, out, chain(*map(read_transform, transform)), points_space)

@@ -35,14 +35,16 @@ def evaluate_list(
     quiet: bool,
 ) -> int:
     """Evaluate the pairs of a CSV into a folder. Returns the exit code: 0, or `PAIR_FAILED`."""
+    from ..evaluation.cohort import RESULT
+
     pairs = read_pairs(path)
     names = read_label_names(label_names) if label_names else {}
     if pictures:
         from ..evaluation.figures import check_matplotlib
 
         check_matplotlib()
-    # Results of an earlier run on this list are made anew from its pairs; those of anything else are not ours.
-    ours = (output / "pairs").is_dir()
+    # Results of an earlier run on this list are made anew from its pairs; files of anything else are not ours.
+    ours = any((output / pair.folder / RESULT).is_file() for pair in pairs)
     with staged(output, OUTPUTS, overwrite=overwrite or ours) as folder:
         from ..evaluation.cohort import Cohort, evaluate_pairs
         from ..evaluation.results import compare_methods, rows_of, summarise, to_csv

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from .options import Output, Overwrite, Quiet, Reference, TransformFile
 
 if TYPE_CHECKING:
+    import numpy as np
     import SimpleITK as sitk
+
+    from ..spatial.grid import Grid
 
 
 def invert(
@@ -41,22 +44,26 @@ def inverse_of(transform: sitk.Transform) -> tuple[sitk.Transform, float]:
     Raises:
         InputError: the chain holds another kind of transform.
     """
+    import numpy as np
     import SimpleITK as sitk
 
     from ..errors import InputError
     from ..io.transforms import chain, parts
     from ..spatial.fields import invert as invert_displacement
     from ..spatial.grid import Grid
-    from ..spatial.itk import displacement_transform, mm_to_voxels
+    from ..spatial.itk import affine_matrix, displacement_transform, mm_to_voxels
 
     inverses, largest = [], 0.0
     for part in reversed(parts(transform)):
         if part.IsLinear():
+            if np.linalg.cond(affine_matrix(part)[:3, :3]) > 1e12:
+                raise InputError("The transform flattens space, so that it has no inverse.")
             inverses.append(part.GetInverse())
         elif isinstance(part, sitk.DisplacementFieldTransform):
             field = part.GetDisplacementField()
             grid = Grid.of(field)
-            inverse, error = invert_displacement(mm_to_voxels(sitk.GetArrayViewFromImage(field), grid))
+            displacement, grid = _with_room(mm_to_voxels(sitk.GetArrayViewFromImage(field), grid), grid)
+            inverse, error = invert_displacement(displacement)
             inverses.append(displacement_transform(inverse, grid))
             largest = max(largest, float(error.max()) * max(grid.spacing))
         else:
@@ -65,3 +72,22 @@ def inverse_of(transform: sitk.Transform) -> tuple[sitk.Transform, float]:
                 "(regmamba convert to .nii.gz with --reference)."
             )
     return chain(*inverses), largest
+
+
+def _with_room(displacement: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """A displacement (3, k, j, i) voxels on a grid that holds all that it leads to, its edges continued.
+
+    A displacement image of a whole registration leads out of its own grid, and its inverse is wanted where it leads.
+    """
+    import numpy as np
+
+    pads = []
+    for axis, along in enumerate(displacement):
+        index = np.arange(along.shape[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
+        ends = float((index + along).min()), float((index + along).max())
+        pads.append((max(0, int(np.ceil(-ends[0]))), max(0, int(np.ceil(ends[1])) - along.shape[axis] + 1)))
+    if not any(map(any, pads)):
+        return displacement, grid
+    grown = np.pad(displacement, [(0, 0), *pads], mode="edge")
+    i, j, k = (n + low + high for n, (low, high) in zip(grid.size, pads[::-1], strict=True))
+    return grown, grid.crop((-pads[2][0], -pads[1][0], -pads[0][0]), (i, j, k))

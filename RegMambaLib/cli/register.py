@@ -161,16 +161,11 @@ def _read(paths: dict[str, Path]) -> _Inputs:
 
 def _write(registration: Registration, inputs: _Inputs, folder: Path) -> sitk.Image | None:
     """Write everything but the report; returns the moved labels."""
-    import SimpleITK as sitk
-
     from ..io.images import write_image
     from ..registration.storage import write_files
 
     write_files(registration, folder)
-    # Outside of the moving image is its lowest value: air, also in CT where that is not 0.
-    lowest = float(sitk.GetArrayViewFromImage(inputs.moving).min())
-    grid = registration.fixed_grid
-    write_image(grid.resample(inputs.moving, registration.transform, default=lowest), folder / "moved.nii.gz")
+    write_image(registration.warp(inputs.moving), folder / "moved.nii.gz")
     if inputs.moving_labels is None:
         return None
     moved_labels = registration.warp(inputs.moving_labels, labels=True)

@@ -23,9 +23,9 @@ def target_registration_error(
         transform: fixed -> moving; None measures the points as they are.
 
     Raises:
-        InputError: the lists differ in length.
+        InputError: the lists differ in length, or are empty.
     """
-    if len(fixed) != len(moving):
+    if len(fixed) != len(moving) or len(fixed) == 0:
         raise InputError(f"{len(fixed)} fixed and {len(moving)} moving points are no pairs; give pairs.")
     brought = map_points(transform, fixed) if transform is not None else np.asarray(fixed, float)
     return np.linalg.norm(brought - np.asarray(moving, float), axis=1)

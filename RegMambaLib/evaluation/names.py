@@ -31,7 +31,10 @@ def read_label_names(source: str | Path) -> dict[int, str]:
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is no readable JSON ({error}); give label names as JSON or CSV.") from error
         if isinstance(manifest, dict) and isinstance(manifest.get("label_names"), dict):
-            return {int(label): str(name) for label, name in manifest["label_names"].items()}
+            try:
+                return {int(label): str(name) for label, name in manifest["label_names"].items()}
+            except ValueError as error:
+                raise InputError(f"{path} has a label that is no number; label_names go by values.") from error
     from ..training.datasets.tables import load_table
 
     return load_table(source).kept(every=False)

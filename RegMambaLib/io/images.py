@@ -110,7 +110,7 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
 
 def check_image_name(path: Path) -> None:
     """Raise `InputError` unless the name ends as an image file that `write_image` writes."""
-    if not path.name.lower().endswith(WRITABLE):
+    if not path.name.endswith(WRITABLE):  # ITK knows endings in small letters only
         raise InputError(f"Cannot write an image as {path.name}; end its name in {', '.join(WRITABLE)}.")
 
 
@@ -141,6 +141,8 @@ def inspect(path: Path) -> sitk.ImageFileReader | None:
     except RuntimeError as error:
         if header and "orthonormal" in str(error):
             return None
+        if nifti.is_version_2(path):
+            raise InputError(f"{path} is NIfTI-2, which ITK does not read; convert it to NIfTI-1 or NRRD.") from error
         raise InputError(f"{path} is no image, or its header is damaged; give {_FORMATS}.{_hint(path)}") from error
     if not all(np.isfinite(s) and s > 0 for s in reader.GetSpacing()):
         sizes = " x ".join(f"{s:g}" for s in reader.GetSpacing())

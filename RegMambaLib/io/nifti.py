@@ -59,6 +59,16 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
+def is_version_2(path: Path) -> bool:
+    """Whether the file begins as NIfTI-2."""
+    try:
+        with _open(path) as file:
+            start = file.read(4)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return start in (struct.pack("<i", 540), struct.pack(">i", 540))
+
+
 def read_header(path: Path) -> Header | None:
     """The header of a single-file NIfTI-1 (`.nii`, `.nii.gz`); None for anything else, NIfTI-2 included."""
     try:

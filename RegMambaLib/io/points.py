@@ -85,7 +85,7 @@ def read_points(path: str | Path, *, csv_space: str = "lps") -> Points:
         if any(len(position) != 3 for position in found):
             raise ValueError("a position needs three numbers")
         positions = np.array(found, float).reshape(-1, 3) * _FLIP[space]
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no valid {suffix} point list: {error}; save it again.") from error
     if not np.isfinite(positions).all():
         raise InputError(f"{path} has positions that are NaN or infinite; remove those points.")

@@ -119,7 +119,7 @@ def write_transform(transform: sitk.Transform, path: str | Path, *, reference: G
 def check_writable(path: Path) -> None:
     """Raise `InputError` unless the name ends as a transform file that `write_transform` writes."""
     known = (*CHAINS, *(suffix for suffix in IMAGES if suffix != ".mhd"))
-    if not path.name.lower().endswith(known):
+    if not path.name.endswith(known):  # ITK knows endings in small letters only
         raise InputError(f"Cannot write a transform as {path.name}; end its name in {', '.join(known)}.")
 
 

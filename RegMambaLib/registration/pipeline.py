@@ -203,15 +203,23 @@ def _linear(
         Side(side.image, foreground, None if mask is None else mask != 0)
         for side, foreground, mask in zip(sides, foregrounds, masks, strict=True)
     )
-    return align(
-        fixed,
-        moving,
-        settings.affine,
-        initial=start,
-        principal_axes=settings.principal_axes,
-        seed=settings.seed,
-        progress=report,
-    )
+    try:
+        return align(
+            fixed,
+            moving,
+            settings.affine,
+            initial=start,
+            principal_axes=settings.principal_axes,
+            seed=settings.seed,
+            progress=report,
+        )
+    except RuntimeError as error:  # ITK's, where a mask leaves it nothing to compare
+        if masks == (None, None) or is_out_of_memory(error):
+            raise
+        raise InputError(
+            "The masks hold too little of what the images show for the linear stage; give larger ones, or skip it "
+            "(--affine none)."
+        ) from error
 
 
 def _pair(
@@ -234,13 +242,18 @@ def _pair(
     images = [array(side.image, t) for side, t in zip(sides, through, strict=True)]
     # Whole rows from the anatomy's first to its last voxel: nothing inside is lost, and air outside costs nothing.
     anatomy = [image > side.threshold for image, side in zip(images, sides, strict=True)]
+    if not (anatomy[0] & anatomy[1]).any():
+        raise InputError(
+            "What the two images show does not overlap where they lie; let the linear stage bring them together "
+            "(--affine affine), or give an initial transform."
+        )
     active = fields.within(fields.spans_of(anatomy[0] | anatomy[1], RIM), grid.size[0])
     images = [image * active for image in images]
     fixed_classes, moving_classes, count = _label_classes(labels, through, array)
     return Pair(
         images[0],
         images[1],
-        similarity_weight(grid, sides, through, masks, settings.window),
+        similarity_weight(grid, sides, through, masks),
         fixed_classes,
         moving_classes,
         count,

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 FOREGROUND = 0.35
 
 
+# HU: below the first there is neither air nor tissue; the second is air.
+CT_PADDING, CT_AIR = -1500, -1024
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An image scaled to [0, 1] with background near 0.
@@ -43,7 +47,7 @@ def prepare(image: sitk.Image, name: str) -> Prepared:
     """
     import SimpleITK as sitk
 
-    array = sitk.GetArrayViewFromImage(image)
+    array = _without_ct_padding(sitk.GetArrayViewFromImage(image))
     step = max(1, round((array.size / 5e5) ** (1 / 3)))
     sample = array[::step, ::step, ::step].astype(np.float32)
     if not np.isfinite(array).all():
@@ -64,6 +68,18 @@ def prepare(image: sitk.Image, name: str) -> Prepared:
     out = sitk.GetImageFromArray(scaled)
     out.CopyInformation(image)
     return Prepared(out, FOREGROUND * (threshold - background) * scale)
+
+
+def _without_ct_padding(array: np.ndarray) -> np.ndarray:
+    """A CT with the padding outside of its round field of view (one value, -1500 HU and below) set to air."""
+    low = array.min()
+    if not low <= CT_PADDING:
+        return array
+    inside = array[array != low]
+    air = np.count_nonzero((inside > -1100) & (inside < -900))
+    if inside.size == 0 or inside.min() < CT_PADDING or air < 0.01 * array.size:
+        return array
+    return np.where(array == low, np.asarray(CT_AIR, array.dtype), array)
 
 
 def _otsu(values: np.ndarray, bins: int = 256) -> float:

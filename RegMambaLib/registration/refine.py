@@ -15,6 +15,7 @@ import numpy as np
 
 from ..spatial import fields
 from .settings import LARGEST_SIGMA, Settings
+from .view import whole_windows
 
 Progress = Callable[[float], None]
 
@@ -45,7 +46,7 @@ class Pair:
 
     Attributes:
         fixed, moving: float32, scaled to about [0, 1]; moving is aligned linearly.
-        weight: float32, where the metric counts; size 0 means everywhere.
+        weight: float32, where both images may be compared (1); size 0 means everywhere.
         fixed_labels, moving_labels: int32 classes 0 .. labels - 1 for guidance, or None.
         labels: number of classes.
         active: boolean, outside of which both images are 0 and nothing needs to move; size 0 means everywhere.
@@ -111,6 +112,9 @@ def refine(
         if iterations == 0:
             continue
         level = pair.at(shape)
+        # Coarser levels are smoothed, so that what lies beyond an edge reaches a voxel further.
+        reach = 0 if shape == pair.fixed.shape else 2
+        level = replace(level, weight=whole_windows(level.weight, settings.window + reach))
         u = np.zeros((3, *shape), np.float32) if u is None else to_shape(u, shape)
         floor = COARSE_FLOOR if coarsest else ADAM_FLOOR
         engine = _engine(device, level, u, level_settings(settings, coarsest, smoothing), metric, floor=floor)

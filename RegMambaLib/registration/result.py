@@ -72,12 +72,15 @@ class Registration:
         return jacobian_determinant(self.displacement)
 
     def warp(self, moving: sitk.Image, *, labels: bool = False) -> sitk.Image:
-        """`moving` (or its label map) on the fixed image's grid; labels by nearest neighbour, once."""
-        return self.fixed_grid.resample(moving, self.transform, labels=labels)
+        """`moving` (or its label map) on the fixed image's grid; labels by nearest neighbour, once.
+
+        Outside of it are its lowest value, which is air also in CT, and no label.
+        """
+        return self.fixed_grid.resample(moving, self.transform, labels=labels, default=_outside(moving, labels))
 
     def warp_back(self, fixed: sitk.Image, *, labels: bool = False) -> sitk.Image:
         """`fixed` (or its label map) on the moving image's grid, through the inverse."""
-        return self.moving_grid.resample(fixed, self.inverse, labels=labels)
+        return self.moving_grid.resample(fixed, self.inverse, labels=labels, default=_outside(fixed, labels))
 
     def points_to_moving(self, points: np.ndarray) -> np.ndarray:
         """(n, 3) LPS mm of fixed space -> moving space."""
@@ -99,3 +102,10 @@ class Registration:
         from .storage import load
 
         return load(folder)
+
+
+def _outside(image: sitk.Image, labels: bool) -> float:
+    """What lies beyond an image."""
+    import SimpleITK as sitk
+
+    return 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())

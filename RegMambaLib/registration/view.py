@@ -25,21 +25,18 @@ def similarity_weight(
     sides: tuple[Prepared, Prepared],
     through: tuple[sitk.Transform, sitk.Transform],
     masks: tuple[sitk.Image | None, sitk.Image | None],
-    window: int,
 ) -> np.ndarray:
-    """Where the metric counts: inside the masks, and not where a window sees the end of a field of view.
+    """Where both images may be compared: inside the masks, and inside the fields of view where these cut anatomy.
 
     Args:
         grid: working grid.
         through: transforms from the working grid to either image.
         masks: non-zero where an image may be compared.
-        window: edge of the windows the metric looks through, voxels.
 
     Returns:
         (k, j, i) float32 of the grid; size 0 where it counts everywhere.
     """
     import SimpleITK as sitk
-    from scipy.ndimage import minimum_filter
 
     weight = None
     for side, transform, mask in zip(sides, through, masks, strict=True):
@@ -52,12 +49,27 @@ def similarity_weight(
             inside *= sitk.GetArrayViewFromImage(mask) != 0
         seen = sitk.GetImageFromArray(inside)
         seen.CopyInformation(side.image)
-        part = sitk.GetArrayFromImage(grid.resample(seen, transform, labels=True))
-        # A window counts if all of it lies inside, unless the mask is too thin to hold any window.
-        whole = minimum_filter(part, size=window)
-        part = whole if whole.any() else part
-        weight = part.astype(np.float32) if weight is None else weight * part
+        part = sitk.GetArrayFromImage(grid.resample(seen, transform, labels=True)).astype(np.float32)
+        weight = part if weight is None else weight * part
     return np.empty((0, 0, 0), np.float32) if weight is None else weight
+
+
+def whole_windows(weight: np.ndarray, edge: int) -> np.ndarray:
+    """What windows of an edge (voxels) count: those that lie inside altogether; all, where the inside holds none.
+
+    Along an axis on which the inside is thin the edge counts as shorter, so that half of the inside is left.
+    """
+    from scipy.ndimage import find_objects, minimum_filter
+
+    if weight.size == 0:
+        return weight
+    inside = (weight > 0.999).astype(np.uint8)
+    box = find_objects(inside)
+    if not box:
+        return weight
+    edges = [min(edge, (span.stop - span.start) // 4 * 2 + 1) for span in box[0]]
+    whole = minimum_filter(inside, size=edges)
+    return whole.astype(np.float32) if whole.any() else weight
 
 
 def field_of_view(side: Prepared) -> tuple[slice, slice, slice] | None:

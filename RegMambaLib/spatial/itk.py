@@ -87,4 +87,5 @@ def split_transform(transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray |
 
 def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
     """(n, 3) LPS mm through a transform."""
-    return np.array([transform.TransformPoint(p) for p in np.asarray(points, float).tolist()]).reshape(-1, 3)
+    positions = np.asarray(points, float).reshape(-1, 3)
+    return np.array([transform.TransformPoint(p) for p in positions.tolist()]).reshape(-1, 3)

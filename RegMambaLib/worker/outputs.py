@@ -37,8 +37,7 @@ def write(
     """
     import SimpleITK as sitk
 
-    lowest = float(sitk.GetArrayViewFromImage(inputs["moving"]).min())
-    moved = result.fixed_grid.resample(inputs["moving"], result.transform, default=lowest)
+    moved = result.warp(inputs["moving"])
     images: dict[str, sitk.Image] = {
         "displacement": displacement(result, mode),
         "volume": as_pixel(moved, pixel),
