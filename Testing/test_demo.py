@@ -175,4 +175,4 @@ def test_the_python_of_the_readme_works_as_written(finished, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     exec(compile(code, str(README), "exec"), {})
-    assert (tmp_path / "result" / "transform.h5").exists()
+    assert (tmp_path / "from_python" / "transform.h5").exists()

@@ -470,7 +470,7 @@ def test_an_image_registered_to_itself_or_to_its_rescan_stays_where_it_is(noise)
             if device == "torch":
                 patch.setattr(refine, "_engine", lambda _, *given, floor: TorchEngine(*given, floor=floor))
             moved = np.linalg.norm(register(*scans, settings=settings).displacement, axis=0)
-        assert moved.mean() < (0.06 if noise else 0.002) and np.quantile(moved, 0.99) < (0.3 if noise else 0.02)
+        assert moved.mean() < (0.06 if noise else 0.002) and np.quantile(moved, 0.99) < (0.6 if noise else 0.02)
 
 
 def test_images_that_do_not_overlap_are_refused_where_no_linear_stage_can_help():

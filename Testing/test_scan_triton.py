@@ -144,6 +144,7 @@ def test_a_missing_triton_is_refused_with_its_install_line(monkeypatch):
 
 
 @needs_triton
+@pytest.mark.filterwarnings("ignore:The scan runs with torch")
 def test_the_fastest_backend_that_works_is_chosen_for_the_device(monkeypatch):
     broken = set()
     monkeypatch.setattr(selection, "_why_unusable", lambda name, device: "broken" if name in broken else None)
