@@ -212,6 +212,9 @@ def test_paths_are_relative_to_the_list_and_names_come_from_the_files(tmp_path):
         (["--quiet"], "either two label maps"),
         (["--pairs", "c.csv"], "-o DIR"),
         (["--pairs", "c.csv", "-o", "out", "--set", "guide=true"], "leave guide off"),
+        (["--pairs", "c.csv", "-o", "out", "-t", "t.h5"], "in the list"),
+        (["a.nii.gz", "b.nii.gz", "-o", "out"], "goes with --pairs or --compare"),
+        (["a.nii.gz", "b.nii.gz", "--metric", "mind"], "nothing is registered"),
     ],
 )
 def test_what_evaluate_needs_is_said(capsys, arguments, word):

@@ -75,6 +75,13 @@ def evaluate(
     """
     if sum((fixed is not None, pairs is not None, compare is not None)) != 1:
         raise InputError("Give either two label maps, or --pairs, or --compare.")
+    if transform and fixed is None:
+        raise InputError("--transform goes with two label maps; with --pairs, name transforms in the list.")
+    if output is not None and fixed is not None:
+        raise InputError("--output goes with --pairs or --compare; two label maps are measured on the screen (--json).")
+    registering = affine, weights, metric, device, scan, preset, assignments
+    if pairs is None and any(value is not None and value != [] for value in registering):
+        raise InputError("Settings of a registration go with --pairs; nothing is registered here.")
     if pairs is None and compare is None:
         if fixed is None or moving is None:
             raise InputError("Comparing label maps takes two: FIXED_LABELS MOVING_LABELS.")

@@ -55,7 +55,9 @@ def inspect(
             with watched() as insights:
                 found = register(*images, settings=settings, progress=stages)
         if not insights:
-            reason = found.details.get("network_skipped", "no weights were wanted")
+            unasked = "with auto, none is where an image shows a piece of something larger"
+            unasked = unasked if settings.weights == "auto" else "no weights were wanted"
+            reason = found.details.get("network_skipped", unasked)
             raise InputError(f"The network was not asked about this pair: {reason}; choose other weights or images.")
         carried = found.details["network_carried"]
         insight = insights[SIDES.index(carried) if carried else 0]  # the answer that was taken
