@@ -98,10 +98,11 @@ def register(
             inputs = _read({name: path for name, path in paths.items() if path})
         with stages.stage("start"):
             from ..evaluation.report import registration_report
+            from ..registration.device import find_device
             from ..registration.pipeline import register as run
             from ..registration.warmup import is_compiled, load_kernels
 
-            if not is_compiled() and not quiet:
+            if not is_compiled(find_device(settings.device)) and not quiet:
                 typer.echo(COMPILING, err=True)
             load_kernels(settings)
         registration = run(**vars(inputs), settings=settings, progress=stages)

@@ -10,12 +10,17 @@ import numpy as np
 from .settings import Settings
 
 
-def is_compiled() -> bool:
-    """Whether numba's kernels are on disk already. They may still be compiled anew, on another processor."""
-    from .repair import _below  # every registration repairs, on the CPU
+def is_compiled(device: str = "cpu") -> bool:
+    """Whether numba's kernels for a registration on a device are on disk already.
 
-    folder = Path(_below.stats.cache_path)
-    return any(folder.glob(f"repair.{_below.__name__}-*.nbi"))
+    They may still be compiled anew, on another processor.
+    """
+    from ..spatial.jacobian_kernels import jacobian
+    from .lncc_kernels import lncc_force
+
+    # Refinement is numba's on the CPU only; folds are looked for there in any case.
+    name, kernel = ("lncc_kernels", lncc_force) if device == "cpu" else ("jacobian_kernels", jacobian)
+    return any(Path(kernel.stats.cache_path).glob(f"{name}.{kernel.__name__}-*.nbi"))
 
 
 def load_kernels(settings: Settings) -> None:
