@@ -8,7 +8,7 @@ import torch
 from conftest import made_grid, made_head
 
 from RegMambaLib import Settings, register
-from RegMambaLib.registration import device, pipeline
+from RegMambaLib.registration import device, network, pipeline
 
 HEAD = made_grid((24, 26, 22), (6.0, 6.0, 6.0))
 QUICK = {"affine": "none", "weights": "none", "iterations": (2,)}
@@ -67,3 +67,15 @@ def test_a_registration_on_a_card_equals_that_on_the_cpu(device, metric):
     difference = np.linalg.norm(there.displacement - here.displacement, axis=0)
     assert np.median(difference) < 0.02 and np.quantile(difference, 0.99) < 0.3
     assert there.jacobian.min() > 0
+
+
+def test_the_network_is_asked_with_cudnn_on_and_without_tf32():
+    asked = []
+
+    class Network(torch.nn.Module):
+        def predict(self, moving, fixed):
+            asked.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+            return torch.zeros(1, 3, *fixed.shape[2:]), None
+
+    network.predict(Network(), *np.zeros((2, 4, 5, 6), np.float32))
+    assert asked == [(True, False)]

@@ -56,6 +56,8 @@ OPTIONAL_OUTPUTS = ("volume", "labels", "jacobian", "uncertainty")
 """Outputs that a user may leave out and name a node for."""
 TABLES = ("table", "chart")
 """Outputs that a user may leave out; they are filled again by the next run of the pair."""
+RESULTS = ("transform", *OPTIONAL_OUTPUTS, *TABLES)
+"""All outputs that are nodes."""
 
 
 def nodes_of(job: JobInputs | JobOutputs) -> dict[str, Any]:

@@ -13,13 +13,14 @@ import qt
 import slicer
 
 from . import dependencies
-from .nodes import COMPOSITE, GRID, INPUTS, NEW, OPTIONAL_OUTPUTS, TABLES, JobOutputs, is_result_of
+from .nodes import COMPOSITE, GRID, INPUTS, NEW, OPTIONAL_OUTPUTS, RESULTS, TABLES, JobOutputs, is_result_of
 from .panel_after import AfterSection, BatchSection
 from .panel_look import LookSection
 from .panel_text import numbers_text, progress_text
 from .parameters import (
     CUSTOM_WEIGHTS,
     DEFAULT_PRESET,
+    at_once,
     find_presets,
     find_problem,
     inputs_of,
@@ -117,12 +118,9 @@ class Panel:
         p = self.parameters
         before, self._pair = self._pair, (p.fixed, p.moving)
         if before not in (None, self._pair) and p.transform is not None and is_result_of(p.transform, *before):
-            was_modifying = p.StartModify()
-            try:
-                for name in ("transform", *OPTIONAL_OUTPUTS, *TABLES):
+            with at_once(p):
+                for name in RESULTS:
                     setattr(p, name, None)
-            finally:
-                p.EndModify(was_modifying)
 
     def _show_weights_path(self) -> None:
         weights = self.settings_view.rows["weights"].read()
@@ -145,16 +143,13 @@ class Panel:
 
     def swap(self) -> None:
         """Exchange fixed and moving, with their labels and masks; an initial transform, now of the wrong way, goes."""
-        was_modifying = self.parameters.StartModify()
-        try:
+        with at_once(self.parameters):
             for one in (name for name in INPUTS if name.startswith("fixed")):
                 other = one.replace("fixed", "moving")
                 first, second = getattr(self.parameters, one), getattr(self.parameters, other)
                 setattr(self.parameters, one, second)
                 setattr(self.parameters, other, first)
             self.parameters.initial_transform = None
-        finally:
-            self.parameters.EndModify(was_modifying)
 
     # Settings and presets
 
@@ -318,13 +313,10 @@ class Panel:
 
     def _done(self, report: dict[str, Any]) -> None:
         self.report, nodes = report, self.logic.job.nodes
-        was_modifying = self.parameters.StartModify()
-        try:
-            for name in ("transform", *OPTIONAL_OUTPUTS, *TABLES):
+        with at_once(self.parameters):
+            for name in RESULTS:
                 if nodes.get(name) is not None:
                     setattr(self.parameters, name, nodes[name])
-        finally:
-            self.parameters.EndModify(was_modifying)
         self.ui.numbers_label.setText(numbers_text(report))
         self.settle(" ".join(["Done.", *report.get("notes", [])]))
         self.look.compare()

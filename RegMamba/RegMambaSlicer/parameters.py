@@ -7,6 +7,8 @@ declared here again.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -72,6 +74,16 @@ class Parameters:
     want_jacobian: bool = False
     want_uncertainty: bool = False
     want_table: bool = True
+
+
+@contextmanager
+def at_once(parameters: Parameters) -> Iterator[None]:
+    """Change several parameters within the block; who follows them is told once, after it."""
+    was_modifying = parameters.StartModify()
+    try:
+        yield
+    finally:
+        parameters.EndModify(was_modifying)
 
 
 def read_settings(parameters: Parameters) -> Settings:

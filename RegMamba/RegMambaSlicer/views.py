@@ -22,7 +22,7 @@ SPACING_IN_SLICES, SPACING_IN_3D = 10.0, 25.0
 def show_overlay(fixed: Any, moved: Any, opacity: float = 0.5) -> None:
     """Fixed volume behind, moved volume in front, in every slice view; fitted where another volume was looked at."""
     here = {fixed.GetID()}
-    checkerboard = slicer.mrmlScene.GetFirstNode(CHECKERBOARD, "vtkMRMLScalarVolumeNode")
+    checkerboard = _checkerboard()
     if checkerboard is not None:  # lies on the fixed volume
         here.add(checkerboard.GetID())
     views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
@@ -49,7 +49,7 @@ def show_checkerboard(fixed: Any, moved: Any, squares: int = 8) -> Any:
     side = max(1, max(arrays[0].shape) // squares)
     k, j, i = (np.arange(n) // side for n in arrays[0].shape)
     odd = (k[:, None, None] + j[None, :, None] + i[None, None, :]) % 2 == 1
-    node = slicer.mrmlScene.GetFirstNode(CHECKERBOARD, "vtkMRMLScalarVolumeNode")
+    node = _checkerboard()
     if node is None:
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", CHECKERBOARD)
         node.SetSaveWithScene(False)
@@ -66,9 +66,13 @@ def show_checkerboard(fixed: Any, moved: Any, squares: int = 8) -> Any:
 
 def remove_checkerboard() -> None:
     """Take the node of `show_checkerboard` out of the scene, where it could be taken for an input."""
-    node = slicer.mrmlScene.GetFirstNode(CHECKERBOARD, "vtkMRMLScalarVolumeNode")
+    node = _checkerboard()
     if node is not None:
         slicer.mrmlScene.RemoveNode(node)
+
+
+def _checkerboard() -> Any:
+    return slicer.mrmlScene.GetFirstNode(CHECKERBOARD, "vtkMRMLScalarVolumeNode")
 
 
 def _to_unit(array: Any) -> Any:

@@ -81,13 +81,11 @@ def _with_room(displacement: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
     """
     import numpy as np
 
+    from ..spatial.itk import grown
+
     pads = []
     for axis, along in enumerate(displacement):
         index = np.arange(along.shape[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
         ends = float((index + along).min()), float((index + along).max())
         pads.append((max(0, int(np.ceil(-ends[0]))), max(0, int(np.ceil(ends[1])) - along.shape[axis] + 1)))
-    if not any(map(any, pads)):
-        return displacement, grid
-    grown = np.pad(displacement, [(0, 0), *pads], mode="edge")
-    i, j, k = (n + low + high for n, (low, high) in zip(grid.size, pads[::-1], strict=True))
-    return grown, grid.crop((-pads[2][0], -pads[1][0], -pads[0][0]), (i, j, k))
+    return grown(displacement, grid, pads) if any(map(any, pads)) else (displacement, grid)

@@ -46,7 +46,7 @@ class NumbaEngine:
             self.fixed_features = _mind(pair.fixed)
             self.moving_features = _mind(pair.moving)
         else:
-            self.windows = max(windows_of(pair, self.spans), 1.0)
+            self.windows = windows_of(pair, fields.within(self.spans, shape[2]))
             self.fixed_sum = np.empty(shape, np.float32)
             self.fixed_variance = np.empty(shape, np.float32)
             moments = self.fixed_sum, self.fixed_variance
@@ -128,10 +128,10 @@ class NumbaEngine:
             spatial_kernels.smooth(source, taps, self.slabs, self.spans, out)
 
 
-def windows_of(pair: Pair, spans: np.ndarray) -> float:
-    """What all windows of a level count together: the largest sum of squared LNCC."""
-    inside = fields.within(spans, pair.fixed.shape[2])
-    return float(pair.weight[inside].sum(dtype=np.float64)) if pair.weight.size else float(inside.sum())
+def windows_of(pair: Pair, inside: np.ndarray) -> float:
+    """What all windows of a level count together, at least 1: the largest sum of squared LNCC."""
+    counted = pair.weight[inside].sum(dtype=np.float64) if pair.weight.size else inside.sum()
+    return max(float(counted), 1.0)
 
 
 def level_spans(pair: Pair) -> np.ndarray:

@@ -53,7 +53,7 @@ class TorchEngine:
             self.fixed, self.moving = (mind_ssc(volume[None, None])[0] for volume in (self.fixed, self.moving))
         else:
             self.moments = torch_steps.fixed_moments(self.fixed, self.radius)
-            self.windows = max(windows_of(pair, level_spans(pair)), 1.0)
+            self.windows = windows_of(pair, inside)
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             assert pair.fixed_labels is not None and pair.moving_labels is not None

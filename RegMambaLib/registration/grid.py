@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.grid import Grid
+from ..spatial.itk import grown
 
 # About the size of 240 x 280 x 240: larger volumes are worked on coarser, so that memory does not grow.
 MOST_VOXELS = 16_000_000
@@ -115,9 +116,7 @@ def faded(displacement: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
     widths = fade_widths(displacement)
     more = [width - FADE for width in widths]
     if any(more):
-        displacement = np.pad(displacement, [(0, 0), *((n, n) for n in more)], mode="edge")
-        i, j, k = (n + 2 * extra for n, extra in zip(grid.size, more[::-1], strict=True))
-        grid = grid.crop((-more[2], -more[1], -more[0]), (i, j, k))
+        displacement, grid = grown(displacement, grid, [(n, n) for n in more])
     return displacement * fade(displacement.shape[1:], widths), grid
 
 

@@ -113,7 +113,7 @@ def predict(
     network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     small, other = (torch.from_numpy(volume)[None, None].to(device) for volume in (moving, fixed))
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):  # float32 as said, with all its digits
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as said, with all its digits
             displacement, _ = network.predict(small, other)
     except NotImplementedError:  # older torch has no 3-D interpolation and pooling on Apple's GPUs
         if device != "mps":

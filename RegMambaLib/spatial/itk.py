@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,17 @@ def split_transform(transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray |
     for part in parts[:-1]:
         matrix = matrix @ affine_matrix(part)
     return matrix, mm_to_voxels(sitk.GetArrayViewFromImage(field), grid), grid
+
+
+def grown(displacement: np.ndarray, grid: Grid, more: Sequence[tuple[int, int]]) -> tuple[np.ndarray, Grid]:
+    """A displacement (3, k, j, i) with its edges continued, and its grid.
+
+    Args:
+        more: voxels before and behind, along k, j and i.
+    """
+    i, j, k = (n + before + behind for n, (before, behind) in zip(grid.size, more[::-1], strict=True))
+    (below, _), (front, _), (left, _) = more
+    return np.pad(displacement, [(0, 0), *more], mode="edge"), grid.crop((-left, -front, -below), (i, j, k))
 
 
 def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
