@@ -8,15 +8,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import random_displacement
 from test_registration_engines import each, pair, tolerance
 from test_registration_kernels import fractional, texture
+from test_registration_repair import folded_field, still_at_the_border
 
 from RegMambaLib.registration import engine_torch, torch_steps, triton_steps
 from RegMambaLib.registration.engine_numba import NumbaEngine
 from RegMambaLib.registration.engine_torch import TorchEngine
 from RegMambaLib.registration.refine import Pair
+from RegMambaLib.registration.repair import repair_and_invert
 from RegMambaLib.registration.settings import Settings
+from RegMambaLib.spatial import fields
 from RegMambaLib.spatial.fields import gaussian_taps
+from RegMambaLib.spatial.jacobian import jacobian_determinant
 
 INTERPRETED = triton_steps.interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -31,6 +36,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 def small_blocks(monkeypatch):
     """Few voxels must do for several programs, the last of them partly empty."""
     monkeypatch.setattr(triton_steps, "BLOCK", 128)
+    monkeypatch.setattr(triton_steps, "INVERT_BLOCK", 256)
 
 
 def volume(shape, seed=0):
@@ -116,7 +122,8 @@ def test_constant_images_pull_nowhere():
     flat = torch.ones(SHAPE, device=DEVICE)
     everywhere = flat, flat > 0, 2  # weight, inside, radius
     for other in (flat, volume(SHAPE)):
-        assert_same("lncc_force", other, flat, field(SHAPE), torch_steps.fixed_moments(other, 2), *everywhere)
+        inputs = other, flat, field(SHAPE), torch_steps.fixed_moments(other, 2), *everywhere
+        assert_same("lncc_force", *inputs, tolerance=1e-4)
     moments = torch_steps.fixed_moments(flat, 2)
     force, similarity = triton_steps.lncc_force(flat, flat, field(SHAPE), moments, *everywhere)
     assert not force.any() and similarity.isfinite()
@@ -154,10 +161,86 @@ def test_a_start_that_lies_otherwise_in_memory_is_the_same_start(monkeypatch):
     np.testing.assert_array_equal(*found)
 
 
-def test_the_check_passes_and_notices_wrong_numbers(monkeypatch):
+def noise(shape, size=3.0):
+    """Folded nearly everywhere, but for the border, where it is 0."""
+    return still_at_the_border((size * np.random.default_rng(0).normal(size=(3, *shape))).astype(np.float32))
+
+
+TO_REPAIR = {
+    "smooth": still_at_the_border(random_displacement((10, 13, 11), sigma=2, smallest=0.3)),
+    "squeezed": still_at_the_border(random_displacement((11, 12, 10), sigma=1.5, smallest=0.15)),
+    "folded": still_at_the_border(folded_field((12, 11, 13), (6, 5, 6), width=1.5)[0]),
+    "noise": noise((7, 8, 9)),
+    "still": np.zeros((3, 4, 3, 5), np.float32),
+}
+
+
+@pytest.mark.parametrize("u", TO_REPAIR.values(), ids=TO_REPAIR)
+def test_the_smallest_determinants_equal_those_of_numba(u):
+    ours, theirs = (
+        triton_steps.smallest_determinants(torch.from_numpy(u).to(DEVICE)),
+        jacobian_determinant(u, strict=True),
+    )
+    np.testing.assert_allclose(ours.cpu(), theirs, atol=1e-6 * max(1, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("name", TO_REPAIR)
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_inverse_equals_that_of_numba(name, begun):
+    """To rounding: it begins at the same place. Where there are folds it is no inverse, and rounding decides."""
+    u = TO_REPAIR[name]
+    start = -0.9 * u if begun else None
+    theirs, left = fields.invert(u, start=start)
+    ours, error = triton_steps.invert(*(None if a is None else torch.from_numpy(a).to(DEVICE) for a in (u, start)))
+    same = np.abs(ours.cpu().numpy() - theirs).max(0) < 1e-4
+    assert same.mean() > (0.95 if name == "noise" else 0.999)
+    np.testing.assert_allclose(error.cpu().numpy()[same], left[same], rtol=1e-3, atol=1e-4)
+    if left.max() < 0.005:
+        assert error.max() < 0.0051
+
+
+@shapes
+def test_an_inverse_that_leads_out_of_the_grid_is_as_good_as_that_of_numba(shape):
+    u = np.full((3, *shape), 0.2, np.float32) * np.arange(shape[2], dtype=np.float32) + np.float32(3.7)
+    ours, error = triton_steps.invert(torch.from_numpy(u).to(DEVICE))
+    theirs, left = fields.invert(u)
+    assert error.max() < 0.0051 and left.max() < 0.0051
+    np.testing.assert_allclose(ours.cpu(), theirs, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["squeezed", "folded", "noise"])
+@pytest.mark.parametrize("repair", [True, False])
+def test_repair_on_the_card_equals_that_on_the_cpu(name, repair, monkeypatch):
+    monkeypatch.setattr(engine_torch, "triton_for", lambda device: triton_steps)
+    asked, invert = [], triton_steps.invert
+
+    def counted(*given, **named):
+        asked.append(given)
+        return invert(*given, **named)
+
+    monkeypatch.setattr(triton_steps, "invert", counted)
+    device = "cpu:0" if INTERPRETED else "cuda"  # "cpu" is numba's
+    there, here = (repair_and_invert(TO_REPAIR[name].copy(), 1.0, repair=repair, device=d) for d in (device, "cpu"))
+    assert asked and (there.repaired, there.folded) == (here.repaired, here.folded)
+    np.testing.assert_allclose(there.displacement, here.displacement, atol=1e-5)
+    if repair:
+        np.testing.assert_allclose(there.inverse, here.inverse, atol=0.01)
+        assert there.error == pytest.approx(here.error, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrong"),
+    [
+        (torch_steps, "compose", lambda u, *rest: u),
+        (triton_steps, "invert", lambda u, **more: (-0.99 * u, 0 * u[0])),
+        (triton_steps, "smallest_determinants", lambda u: u[0]),
+    ],
+    ids=["compose", "invert", "determinants"],
+)
+def test_the_check_passes_and_notices_wrong_numbers(module, name, wrong, monkeypatch):
     triton_steps.check(torch.device(DEVICE))
-    monkeypatch.setattr(torch_steps, "compose", lambda u, *rest: u)
-    with pytest.raises(RuntimeError, match="compose"):
+    monkeypatch.setattr(module, name, wrong)
+    with pytest.raises(RuntimeError, match="by Triton"):
         triton_steps.check(torch.device(DEVICE))
 
 

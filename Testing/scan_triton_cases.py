@@ -26,7 +26,14 @@ SMALL_CASES = {
 def small_pieces(monkeypatch):
     """In the interpreter few tokens must do for several tiles, chunks and channel blocks."""
     if INTERPRETED:
-        for name, size in {"UNROLL": 2, "CARRY_UNROLL": 2, "TILE": 8}.items():
+        for name, size in {
+            "CARRY_UNROLL": 2,
+            "WIDEST": 4,
+            "SPAN": 2,
+            "UNROLL_BACK": 2,
+            "STATES": 8,
+            "STATES_BACK": 4,
+        }.items():
             monkeypatch.setattr(triton_backend, name, size)
 
 
@@ -157,7 +164,7 @@ def test_all_traversals_run_in_one_launch(monkeypatch):
     names = tuple(TRAVERSALS)
     tensors = {name: value.to(DEVICE) for name, value in scan_inputs(1, names, (1, 1, 2), 1, 1).items()}
     selective_scan(**tensors, shape=(1, 1, 2), traversals=names, backend="triton")
-    assert len(launches) == 1
+    assert len(launches) == 2  # to the states that enter the chunks, and through
 
 
 def test_the_backend_is_offered():

@@ -8,7 +8,7 @@ import torch
 from conftest import made_grid, made_head
 
 from RegMambaLib import Settings, register
-from RegMambaLib.registration import device, network, pipeline
+from RegMambaLib.registration import device, network, pipeline, warmup
 
 HEAD = made_grid((24, 26, 22), (6.0, 6.0, 6.0))
 QUICK = {"affine": "none", "weights": "none", "iterations": (2,)}
@@ -47,6 +47,22 @@ def test_a_card_without_room_leaves_the_work_to_the_cpu(monkeypatch):
     assert devices == ["cuda", "cpu"] and result.details["device"] == "cpu"
     with pytest.raises(torch.cuda.OutOfMemoryError):  # it was asked for
         register(*images, settings=Settings(**QUICK, device="cuda"))
+
+
+def test_a_card_without_room_is_not_needed_to_load_the_kernels(monkeypatch):
+    devices = []
+
+    def full(settings, device):
+        devices.append(device)
+        if device != "cpu":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(warmup, "_load_kernels", full)
+    monkeypatch.setattr(device, "find_device", lambda name: "cuda")
+    warmup.load_kernels(Settings())
+    assert devices == ["cuda", "cpu"]
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        warmup.load_kernels(Settings(device="cuda"))
 
 
 def shifted(points):

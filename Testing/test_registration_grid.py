@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import apply, inside, linear, made_grid, made_head, permuted_axes, smallest_determinants, world_of
 
-from RegMambaLib.registration.grid import WIDEST_FADE, canonical, fade, fade_widths, faded, padded, working_grid
+from RegMambaLib.registration.grid import WIDEST_FADE, canonical, fade_widths, faded, padded, working_grid
 from RegMambaLib.spatial.grid import Grid
 
 TURNS = [(0, 0, 0), (12, -20, 15), (0, 0, 90), (85, 10, 5), (180, 0, 0), (40, 130, -70), (54, 54, 54)]
@@ -97,7 +97,7 @@ def test_an_empty_foreground_counts_as_the_whole_volume():
 
 
 def test_the_fade_goes_from_zero_at_the_border_to_one_inside_and_is_smooth():
-    window = fade((20, 24, 17), (6, 6, 6))
+    window = faded(np.ones((3, 20, 24, 17)), Grid((17, 24, 20), (1.0, 1.0, 1.0)))[0][0]
     assert window.dtype == np.float32 and window.shape == (20, 24, 17)
     assert window[0].max() == window[:, -1].max() == window[..., 0].max() == 0
     np.testing.assert_array_equal(window[6:-6, 6:-6, 6:-6], 1)

@@ -102,6 +102,6 @@ def test_what_is_reported_counts_folds_and_not_what_is_only_close_to_one():
     folds = np.count_nonzero(smallest_determinants(u) <= 0)
     left = repair_and_invert(u, 1.0, repair=False)
     assert left.folded == folds > 0 and left.repaired == 0
-    mended = repair_and_invert(u, 1.0)
+    mended = repair_and_invert(u.copy(), 1.0)  # it mends in place
     assert mended.folded == 0
     assert mended.repaired == np.count_nonzero(smallest_determinants(u) < 0.02)

@@ -38,13 +38,14 @@ def test_kernels_on_the_gpu_equal_torch_and_numba():
 
 def record(monkeypatch):
     """Every kernel with the arguments of its launches in one run of every step."""
-    from RegMambaLib.registration import triton_fields, triton_forces, triton_labels, triton_steps
+    from RegMambaLib.registration import triton_fields, triton_forces, triton_invert, triton_labels, triton_steps
 
     launches = []
     for module, names in (
         (triton_fields, ("smooth_along", "adam", "compose")),
         (triton_forces, ("warp", "sum_products", "sum_along", "coefficients", "lncc_force", "channel_force")),
         (triton_labels, ("sum_labels", "label_force")),
+        (triton_invert, ("smallest_determinants", "land", "seed", "invert")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
@@ -55,6 +56,8 @@ def record(monkeypatch):
     triton_steps.label_force(labels, labels, torch.ones(2), u, inside)
     triton_steps.smooth(u, torch.ones(3), inside)
     triton_steps.compose(u, *triton_steps.adam(u, u, u[0], 1, u[0, 0, 0, 0]), 0.7)
+    triton_steps.smallest_determinants(u)
+    triton_steps.invert(u)
     return launches
 
 
@@ -88,6 +91,7 @@ def test_every_kernel_compiles_to_machine_code_for_an_h100(monkeypatch):
         *("channel_force", "sum_labels", "label_force"),
         *("smooth_along", "smooth_along", "smooth_along"),
         *("adam", "compose"),
+        *("smallest_determinants", "land", "seed", "invert"),
     ]
     different = {(kernel.fn, arguments.get("inside") is None): (kernel, arguments) for kernel, arguments in launches}
     for kernel, arguments in different.values():

@@ -106,15 +106,16 @@ def compiled(kernel, arguments, capability):
 
 
 @needs_triton
-@pytest.mark.parametrize(("capability", "dtype", "unroll"), [(80, torch.bfloat16, 2), (90, torch.float32, 8)])
-def test_every_launch_compiles_to_machine_code(launches, monkeypatch, capability, dtype, unroll):
+@pytest.mark.parametrize(("capability", "dtype", "states"), [(80, torch.bfloat16, 8), (90, torch.float32, 16)])
+def test_every_launch_compiles_to_machine_code(launches, monkeypatch, capability, dtype, states):
     from RegMambaLib.scan import triton_backend
 
-    monkeypatch.setattr(triton_backend, "UNROLL", unroll)  # the full one takes three times as long to compile
+    monkeypatch.setattr(triton_backend, "STATES", states)  # 32 take much longer to compile
+    monkeypatch.setattr(triton_backend, "STATES_BACK", 8)
     recorded = launches(dtype)
     assert [kernel.__name__ for kernel, _ in recorded] == [
-        *("walk", "carry", "walk"),
-        *("walk_back", "carry", "walk", "walk_back"),
+        *("walk", "carry", "carry", "walk"),
+        *("walk_back", "carry", "carry", "walk", "walk_back"),
         *("convolve", "convolve", "convolve"),
     ]
     for kernel, arguments in recorded:

@@ -80,6 +80,17 @@ def registration(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
     yield "problems", tables.problems(rows, METHODS)
 
 
+def registration_gpu(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
+    """RegMamba's rows from a machine with a GPU; tables alone."""
+    rows: list[Row] = head["rows"]
+    yield "registration gpu origin", origin(head)
+    pieces = []
+    for name, case in CASES.items():
+        if mine := [row for row in rows if row["case"] == name]:
+            pieces += [f"{case.title}:", "", tables.case_table(mine, METHODS), ""]
+    yield "registration gpu", "\n".join(pieces).rstrip()
+
+
 def scan(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     rows: list[Row] = head["rows"]
     speeds = ", ".join(f"{device} {speed} GB/s" for device, speed in head["bandwidth_gb_s"].items())
@@ -101,6 +112,11 @@ def scan(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
             pictures.scan_cost(here, most, folder / f"scan_{device}.png")
             pieces += [f"![Cost against length, {most} directions](benchmarks/scan_{device}.png)", ""]
     yield "scan", "\n".join(pieces).rstrip()
+
+
+def scan_gpu(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    for part, text in scan(head, folder):
+        yield part.replace("scan", "scan gpu"), text
 
 
 def stages(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
@@ -135,7 +151,9 @@ def confidence(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
 
 PARTS = {
     "registration.json": registration,
+    "registration_gpu.json": registration_gpu,
     "scan.json": scan,
+    "scan_gpu.json": scan_gpu,
     "stages.json": stages,
     "ablation.json": ablation,
     "confidence.json": confidence,

@@ -124,10 +124,10 @@ def _why_no_mambapy() -> str | None:
 
 def inputs(length: int, directions: int, device: str) -> tuple[torch.Tensor, ...]:
     """u, delta, A, B, C, D, bias as a Mamba block makes them."""
-    make = torch.Generator().manual_seed(0)
+    make = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=make).to(device)
+        return torch.randn(shape, generator=make, device=device)
 
     u, delta = random(1, directions, length, CHANNELS), random(1, directions, length, CHANNELS)
     B, C = random(1, directions, length, STATES), random(1, directions, length, STATES)

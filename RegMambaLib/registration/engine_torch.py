@@ -38,7 +38,8 @@ class TorchEngine:
         floor: float = ADAM_FLOOR,
     ) -> None:
         def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.array(array, order="C")).to(device)  # a copy: u is not to change the start
+            # Always a copy: u is not to change the start.
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device, copy=True)
 
         self.settings, self.metric = settings, metric
         self.steps = steps_for(torch.device(device))
@@ -46,7 +47,7 @@ class TorchEngine:
         self.first, self.second = torch.zeros_like(self.u), torch.zeros_like(self.u[0])
         inside = fields.within(level_spans(pair), self.u.shape[3])
         self.inside = put(inside)
-        self.weight = put(pair.weight * inside if pair.weight.size else inside.astype(np.float32))
+        self.weight = put(pair.weight) * self.inside if pair.weight.size else self.inside.float()
         self.fixed, self.moving = put(pair.fixed), put(pair.moving)
         self.radius = settings.window // 2
         if metric == "mind":
@@ -112,7 +113,12 @@ class TorchEngine:
 
 def steps_for(device: torch.device) -> ModuleType:
     """The module with the steps for tensors on this device: `triton_steps` or `torch_steps`."""
-    return import_module(_TRITON) if device.type == "cuda" and _triton_works(device) else torch_steps
+    return triton_for(device) or torch_steps
+
+
+def triton_for(device: torch.device) -> ModuleType | None:
+    """The module `triton_steps` where it works on this device."""
+    return import_module(_TRITON) if device.type == "cuda" and _triton_works(device) else None
 
 
 @cache

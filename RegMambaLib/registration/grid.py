@@ -104,20 +104,18 @@ def fade_widths(displacement: np.ndarray) -> tuple[int, int, int]:
     """
     widths = []
     for axis, across in enumerate(displacement):
-        zone = min(FADE, across.shape[axis])
-        ends = (np.take(across, range(zone), axis), np.take(across, range(-zone, 0), axis))
-        largest = max(float(np.abs(end).max()) for end in ends)
+        layers = np.moveaxis(across, axis, 0)
+        largest = max(float(np.abs(end).max()) for end in (layers[:FADE], layers[-FADE:]))
         widths.append(min(max(FADE, math.ceil(3 * largest)), WIDEST_FADE))
     return widths[0], widths[1], widths[2]
 
 
 def faded(displacement: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
-    """A displacement (3, k, j, i) voxels that ends in 0 at the border, and its grid, grown where that takes room."""
+    """A new displacement (3, k, j, i) voxels that ends in 0 at the border, and its grid, grown where it takes room."""
     widths = fade_widths(displacement)
-    more = [width - FADE for width in widths]
-    if any(more):
-        displacement, grid = grown(displacement, grid, [(n, n) for n in more])
-    return displacement * fade(displacement.shape[1:], widths), grid
+    more = [(width - FADE, width - FADE) for width in widths]
+    sizes = [n + before + behind for n, (before, behind) in zip(displacement.shape[1:], more, strict=True)]
+    return grown(displacement, grid, more, list(map(fade, sizes, widths)))
 
 
 def padded(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -125,13 +123,10 @@ def padded(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(volume, [((n - own) // 2,) * 2 for n, own in zip(shape, volume.shape, strict=True)])
 
 
-def fade(shape: tuple[int, ...], widths: tuple[int, ...]) -> np.ndarray:
-    """(k, j, i) float32 window: 0 on the outermost voxels, 1 from so many voxels inwards (raised cosine)."""
-    ramps = []
-    for n, width in zip(shape, widths, strict=True):
-        distance = np.minimum(np.arange(n), np.arange(n)[::-1])
-        ramps.append(0.5 - 0.5 * np.cos(np.pi * np.clip(distance / width, 0, 1)))
-    return (ramps[0][:, None, None] * ramps[1][None, :, None] * ramps[2][None, None, :]).astype(np.float32)
+def fade(size: int, width: int) -> np.ndarray:
+    """Factors along an axis: 0 on the outermost voxels, 1 from `width` voxels inwards (raised cosine)."""
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1])
+    return 0.5 - 0.5 * np.cos(np.pi * np.clip(distance / width, 0, 1))
 
 
 def _assign(strength: np.ndarray) -> list[int]:

@@ -140,7 +140,7 @@ def _register(
     with run.stage("repair"):
         doubt = _doubt(pair, u, grid.spacing[0]) if settings.uncertainty else None
         u, grid = faded(u, grid)
-        result = repair_and_invert(u, grid.spacing[0], repair=settings.repair)
+        result = repair_and_invert(u, grid.spacing[0], repair=settings.repair, device=device)
         run.details.update(
             grid_size=list(grid.size),
             grid_spacing=grid.spacing[0],

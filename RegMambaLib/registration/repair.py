@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -41,54 +44,104 @@ class Repaired:
     error: float
 
 
-def repair_and_invert(displacement: np.ndarray, spacing: float, *, repair: bool = True) -> Repaired:
+def repair_and_invert(
+    displacement: np.ndarray, spacing: float, *, repair: bool = True, device: str = "cpu"
+) -> Repaired:
     """Remove folds and invert; where squeezed cells keep the inverse from converging, they are relaxed a bit more.
 
     Args:
-        displacement: (3, k, j, i) float32 voxels.
+        displacement: (3, k, j, i) float32 voxels; it is mended in place.
         spacing: mm per voxel.
         repair: leave the displacement as it is when False.
+        device: a CUDA device on which Triton works looks for folds and inverts; with any other numba does, on the CPU.
     """
-    u, repaired, left = displacement, 0, 0
-    inverse: np.ndarray | None = None
+    place = _place(device)
+    u, repaired, left, inverse = np.ascontiguousarray(displacement, np.float32), 0, 0, None
+    there = place.put(u)
     for margin in MARGINS:
         if repair:
-            u, below, left = remove_folds(u, margin=margin)
-            repaired = below if margin == DETERMINANT_MARGIN else repaired
-        inverse, error = fields.invert(u, start=inverse)
+            bad = place.indices(place.determinants(there) < margin)
+            repaired = bad.size if margin == DETERMINANT_MARGIN else repaired
+            left = mend(u, bad, margin)
+            there = place.put(u) if bad.size else there
+        inverse, error = place.invert(there, start=inverse)
         worst = float(error.max())
         if not repair or worst * spacing <= INVERSE_TOLERANCE:
             break
-    assert inverse is not None
-    folded = 0
-    if left or not repair:
-        folded = int(np.count_nonzero(jacobian_determinant(u, strict=True) <= 0))
-    return Repaired(u, inverse, repaired, folded, worst)
+    folded = int((place.determinants(there) <= 0).sum()) if left or not repair else 0
+    return Repaired(u, place.get(inverse), repaired, folded, worst)
+
+
+class _Place(NamedTuple):
+    """Where determinants and inverses are computed, on arrays of that place.
+
+    Attributes:
+        put, get: bring a numpy array there and back.
+        determinants: the smallest finite-difference determinants; see `jacobian_determinant`, strict.
+        indices: flat int64 indices of the voxels of a mask, as a numpy array.
+        invert: see `fields.invert`.
+    """
+
+    put: Callable[[np.ndarray], Any]
+    get: Callable[[Any], np.ndarray]
+    determinants: Callable[[Any], Any]
+    indices: Callable[[Any], np.ndarray]
+    invert: Callable[..., tuple[Any, Any]]
+
+
+def _place(device: str) -> _Place:
+    """The device where Triton works on it, else the host."""
+    if device != "cpu":
+        import torch
+
+        from .engine_torch import triton_for
+
+        if steps := triton_for(torch.device(device)):
+            return _Place(
+                lambda array: torch.from_numpy(array).to(device),
+                lambda tensor: tensor.cpu().numpy(),
+                steps.smallest_determinants,
+                lambda mask: mask.flatten().nonzero()[:, 0].cpu().numpy(),
+                steps.invert,
+            )
+    return _Place(np.asarray, np.asarray, partial(jacobian_determinant, strict=True), np.flatnonzero, fields.invert)
 
 
 def remove_folds(
     displacement: np.ndarray, *, margin: float = DETERMINANT_MARGIN, rounds: int = 200
 ) -> tuple[np.ndarray, int, int]:
-    """Smooth (3, k, j, i) locally until no finite-difference Jacobian is below `margin`.
-
-    The outermost voxels stay as they are: a displacement that has faded out there still does.
+    """A copy of (3, k, j, i) voxels of which no finite-difference Jacobian is below `margin`; see `mend`.
 
     Returns:
-        The displacement, the number of voxels that were below the margin, and the number that still are (0 unless
-        `rounds` ran out).
+        The displacement, the number of voxels that were below the margin, and the number that still are.
     """
     u = np.array(displacement, np.float32)
     bad = np.flatnonzero(jacobian_determinant(u, strict=True) < margin)
-    first = bad.size
-    stamp = np.zeros(u.shape[1:], np.int32)
+    return u, bad.size, mend(u, bad, margin, rounds=rounds)
+
+
+def mend(u: np.ndarray, bad: np.ndarray, margin: float, *, rounds: int = 200) -> int:
+    """Smooth (3, k, j, i) float32 voxels locally, in place, until no finite-difference Jacobian is below `margin`.
+
+    The outermost voxels stay as they are: a displacement that has faded out there still does.
+
+    Args:
+        bad: flat int64 indices of the voxels where one is.
+
+    Returns:
+        The number of voxels where one still is (0 unless `rounds` ran out).
+    """
+    if bad.size == 0:
+        return 0
+    stamp = np.zeros(u.shape[1:], np.int16)
     for n in range(rounds):
-        if bad.size == 0:
-            break
         radius = 2 + n // PATIENCE
         near = _neighbourhood(bad, radius, 2 * n + 1, stamp)
         _smooth_at(u, near)
         bad = _below(u, _neighbourhood(bad, radius + 1, 2 * n + 2, stamp), np.float32(margin))
-    return u, first, bad.size
+        if bad.size == 0:
+            break
+    return bad.size
 
 
 @njit(**HELPER)

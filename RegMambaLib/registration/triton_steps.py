@@ -1,11 +1,13 @@
 """The steps of refinement as fused Triton kernels: `torch_steps` with the same functions, on an NVIDIA or AMD GPU.
+And those of repair, which are otherwise numba's.
 
 What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours along an
 axis and in a cell are read again from the caches): LNCC 45 (warp 5; three passes over the products 5, 6 and 9; three
 over the coefficients 6, 6 and 8), smoothing the force 18, Adam 14, composition 9, smoothing the displacement 18, and
 1 for `inside`. Together 105 volumes or 420 bytes per voxel: 2.1 GB for 160 x 192 x 160 voxels, less where voxels are
 not inside. MIND-SSC has 31 in place of 45; labels add 13. The most that is held at once is 28 volumes (0.6 GB there),
-24 more with MIND-SSC. An iteration is about 20 launches, of which none waits for another's result on the host.
+24 more with MIND-SSC; repair holds 8. An iteration is about 20 launches, of which none waits for another's result on
+the host.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
 """
@@ -17,11 +19,12 @@ from typing import Any
 import torch
 import triton
 
-from . import torch_steps, triton_fields, triton_forces, triton_labels
+from . import torch_steps, triton_fields, triton_forces, triton_invert, triton_labels
 from .refine import ADAM_BETAS, LNCC_EPSILON
 from .torch_steps import Moments, label_gains
 
 BLOCK = 512  # voxels of a program: four per thread
+INVERT_BLOCK = 128  # one per thread: they hold much, and wait for the slowest among them
 
 
 def interpreted() -> bool:
@@ -55,6 +58,22 @@ def check(device: torch.device) -> None:
         for one, other in zip(_pair(ours), _pair(theirs), strict=True):
             if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())):
                 raise RuntimeError(f"{name} by Triton differs from that by torch")
+    _check_repair(u)
+
+
+def _check_repair(u: torch.Tensor) -> None:
+    """Run the kernels of repair, and raise as `check` does. Without numba's, which a GPU has no other use for."""
+    slopes = torch.tensor([[0.1, 0.2, 0.0], [-0.1, 0.2, 0.1], [0.0, 0.3, -0.2]])
+    places = torch.stack(torch.meshgrid(*map(torch.arange, u.shape[1:]), indexing="ij")).float()
+    linear = torch.tensordot(slopes, places, 1).contiguous().to(u)
+    determinants = smallest_determinants(linear)
+    if not torch.allclose(determinants, torch.linalg.det(torch.eye(3) + slopes).to(u), atol=1e-3):
+        raise RuntimeError("the determinants by Triton are wrong")
+    u = 0.2 * u - 1.5  # without folds
+    v, error = invert(u)
+    left = torch_steps.compose(u, v, u.new_ones(()), 1.0)
+    if not max(float(error.max()), float(left.abs().max())) < 0.01:
+        raise RuntimeError("the inverse by Triton is none")
 
 
 def lncc_force(
@@ -137,17 +156,40 @@ def compose(u: torch.Tensor, direction: torch.Tensor, largest: torch.Tensor, siz
     return out
 
 
+def smallest_determinants(u: torch.Tensor) -> torch.Tensor:
+    """See `spatial.jacobian.jacobian_determinant`, strict; every axis has at least 2 voxels."""
+    run, out = _Run(u[0]), torch.empty_like(u[0])
+    run(triton_invert.smallest_determinants, 1, u, out, run.n, *run.shape)
+    return out
+
+
+def invert(
+    u: torch.Tensor, start: torch.Tensor | None = None, *, tolerance: float = 0.005, iterations: int = 60
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `spatial.fields.invert`."""
+    run, error = _Run(u[0], INVERT_BLOCK), torch.empty_like(u[0])
+    if start is None:
+        out, landed = torch.empty_like(u), torch.full_like(u[0], -1, dtype=torch.int32)
+        run(triton_invert.land, 1, u, landed, run.n, *run.shape)
+        run(triton_invert.seed, 1, u, landed, out, run.n, run.shape[2])
+    else:
+        out = start.clone()
+    run(triton_invert.invert, 1, u, out, error, tolerance, iterations, run.n, *run.shape)
+    return out, error
+
+
 class _Run:
     """Launches kernels over the voxels of a volume (k, j, i)."""
 
-    def __init__(self, volume: torch.Tensor) -> None:
+    def __init__(self, volume: torch.Tensor, block: int | None = None) -> None:
         self.volume, self.shape, self.n = volume, volume.shape, volume.numel()
-        self.blocks = triton.cdiv(self.n, BLOCK)
+        self.block = block or BLOCK
+        self.blocks = triton.cdiv(self.n, self.block)
 
     def __call__(self, kernel: Any, stack: int, *arguments: Any) -> None:
         """Launch on a stack of volumes, each (`stack` of them) in programs of its own."""
         with torch.cuda.device_of(self.volume):
-            kernel[(self.blocks, stack)](*arguments, BLOCK=BLOCK, enable_fp_fusion=True)
+            kernel[(self.blocks, stack)](*arguments, BLOCK=self.block, enable_fp_fusion=True)
 
     def along(self, axis: int) -> tuple[int, int, int]:
         """n, size and stride of a pass along an axis."""

@@ -1,4 +1,4 @@
-"""Compile every numba kernel that a registration needs, beforehand: numba keeps them on disk."""
+"""What takes long at its first use, beforehand: kernels that numba and Triton compile and keep on disk, libraries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import is_out_of_memory
 from .settings import Settings
 
 
@@ -15,26 +16,44 @@ def is_compiled(device: str = "cpu") -> bool:
 
     They may still be compiled anew, on another processor.
     """
-    from ..spatial.jacobian_kernels import jacobian
+    from ..spatial.kernels import grow
     from .lncc_kernels import lncc_force
 
-    # Refinement is numba's on the CPU only; folds are looked for there in any case.
-    name, kernel = ("lncc_kernels", lncc_force) if device == "cpu" else ("jacobian_kernels", jacobian)
+    # Refinement is numba's on the CPU only; the displacement is made to fade out at the border by numba in any case.
+    name, kernel = ("lncc_kernels", lncc_force) if device == "cpu" else ("kernels", grow)
     return any(Path(kernel.stats.cache_path).glob(f"{name}.{kernel.__name__}-*.nbi"))
 
 
 def load_kernels(settings: Settings) -> None:
-    """Bring into memory what a registration with these settings needs: torch, and kernels from disk or compiled now."""
+    """Bring into memory what a registration with these settings needs: torch, and kernels from disk or compiled now.
+
+    On a graphics card the network's part too: cuDNN and the scan's kernels take seconds at their first use.
+    """
     if settings.device != "cpu" or settings.weights != "none":
         import torch  # noqa: F401 - a second, which is no part of a registration
     from .device import find_device
+
+    device = find_device(settings.device)
+    try:
+        _load_kernels(settings, device)
+    except Exception as error:
+        if settings.device != "auto" or device == "cpu" or not is_out_of_memory(error):
+            raise
+        _load_kernels(settings, "cpu")  # where `register` will go too
+
+
+def _load_kernels(settings: Settings, device: str) -> None:
+    from ..scan import use_backend
+    from .network import chosen_weights, load_weights, predict
     from .refine import Pair, refine
     from .repair import repair_and_invert
 
     volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
     pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32))
-    device = find_device(settings.device)
-    repair_and_invert(refine(pair, Settings(iterations=(1, 1)), device=device), 1.0)
+    repair_and_invert(refine(pair, Settings(iterations=(1, 1)), device=device), 1.0, device=device)
+    if device != "cpu" and settings.weights != "none":
+        with use_backend(settings.scan):
+            predict(load_weights(chosen_weights(settings.weights)), volume, volume, device=device)
 
 
 def compile_kernels() -> None:

@@ -34,8 +34,8 @@ _FASTEST = {"cuda": ("triton", "mamba_ssm"), "cpu": ("numba",)}
 _ON_CUDA = ("triton", "mamba_ssm")
 BACKENDS = ("auto", *_MODULES)
 
-# What is known of backends on devices: None, or why one cannot run there.
-_known: dict[tuple[str, torch.device], str | None] = {}
+# What is known of backends on devices, with or without gradients: None, or why one cannot run there.
+_known: dict[tuple[str, torch.device, bool], str | None] = {}
 _process_choice = "auto"
 _context_choice: ContextVar[str] = ContextVar("regmamba_scan_backend", default="auto")
 
@@ -122,12 +122,13 @@ def _require(name: str, device: torch.device | None = None) -> None:
 def _why_unusable(name: str, device: torch.device | None = None) -> str | None:
     """None, or why the backend cannot run on a device (by default the one it is for).
 
-    Tried once per process and device, since a broken installation shows only when called; a lack of memory passes and
-    is not remembered.
+    Tried once per process and device, with gradients once they are wanted, since a broken installation shows only when
+    called; a lack of memory passes and is not remembered.
     """
     place = device or torch.device("cuda" if name in _ON_CUDA else "cpu")
-    if (name, place) in _known:
-        return _known[name, place]
+    key = name, place, torch.is_grad_enabled()
+    if key in _known:
+        return _known[key]
     try:
         module = importlib.import_module(_MODULES[name])
         module.check(torch.device("cpu") if _interpreted(name) else place)
@@ -136,5 +137,5 @@ def _why_unusable(name: str, device: torch.device | None = None) -> str | None:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if is_out_of_memory(error):
             return reason
-    _known[name, place] = reason
+    _known[key] = reason
     return reason

@@ -18,13 +18,17 @@ from torch.autograd.function import once_differentiable
 from RegMambaLib.scan import reference
 from RegMambaLib.scan.traversals import TRAVERSALS, Shape, Traversal
 from RegMambaLib.scan.triton_conv import convolve
-from RegMambaLib.scan.triton_kernels import carry, walk, walk_back
+from RegMambaLib.scan.triton_gradient import walk_back
+from RegMambaLib.scan.triton_kernels import LANES, carry, walk
 
 GATED = True  # `selective_scan` takes z
-UNROLL = 8
-CARRY_UNROLL = 32
+UNROLL, UNROLL_BACK = 2, 4  # tokens that are loaded at once; the gradient keeps a mark at every fourth
+CARRY_UNROLL = 16
 LONGEST_CHUNK = 256
-TILE = 256  # states x channels of a program: eight per thread of its one warp
+SPAN = 64  # chunks
+WIDEST = 32  # channels of a program
+MOST_PART = 4  # channels of a lane
+STATES, STATES_BACK = 32, 16  # states of a lane, in registers; the gradient has four such sets
 _LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
 CONV_TILE = 2048  # tokens x channels
 
@@ -35,16 +39,19 @@ def interpreted() -> bool:
 
 
 def check(device: torch.device) -> None:
-    """Run every kernel, as the networks do, over several chunks and in two directions, with its gradient.
+    """Run the kernels, as the networks do, over several chunks and in two directions.
+
+    Those of the gradient take longest to load; they run where torch keeps gradients.
 
     Raises whatever keeps them from working, and RuntimeError for results other than the reference's.
     """
     if not interpreted() and not torch.cuda.is_available():
         raise RuntimeError("torch sees no CUDA device")
     shape, visits = (2, 5, 4), (TRAVERSALS["hwd+"], TRAVERSALS["dwh-"])
-    sizes = {"u": (1, 2, 40, 8), "delta": (1, 2, 40, 8), "A": (2, 8, 8), "B": (1, 2, 40, 8), "C": (1, 2, 40, 8)}
+    # Two states: kernels for more take longer to compile.
+    sizes = {"u": (1, 2, 40, 8), "delta": (1, 2, 40, 8), "A": (2, 8, 2), "B": (1, 2, 40, 2), "C": (1, 2, 40, 2)}
     sizes |= {"D": (2, 8), "delta_bias": (2, 8), "weight": (2, 8, 4), "bias": (2, 8)}
-    generator = torch.Generator().manual_seed(0)
+    generator, gradients = torch.Generator().manual_seed(0), torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         values = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
         values["A"] = -values["A"].exp()
@@ -55,7 +62,7 @@ def check(device: torch.device) -> None:
             y = module.selective_scan(*given.values(), True, shape, visits)
             y = y + module.causal_conv1d(given["u"], weight, bias, True, shape, visits)
             leaves = [*given.values(), weight, bias]
-            found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+            found.append([y.detach(), *(torch.autograd.grad(y.square().sum(), leaves) if gradients else ())])
         for ours, theirs in zip(found[1], found[0], strict=True):
             if not torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
                 raise RuntimeError("its results differ from those of torch")
@@ -76,7 +83,7 @@ def selective_scan(
 ) -> torch.Tensor:
     """See `RegMambaLib.scan.selective_scan`; returns y (b, G, L, E) in the type of u, float32 for float64."""
     tensors = (_plain(tensor) for tensor in (u, delta, A, B, C, D, z, delta_bias))
-    return _Scan.apply(*tensors, delta_softplus, _plans(shape, tuple(traversals), u.device))
+    return _Scan.apply(*tensors, delta_softplus, *_both_plans(shape, traversals, u.device))
 
 
 def causal_conv1d(
@@ -88,10 +95,7 @@ def causal_conv1d(
     traversals: Sequence[Traversal],
 ) -> torch.Tensor:
     """See `RegMambaLib.scan.causal_conv1d`; returns y (b, G, L, E) in the type of x, float32 for float64."""
-    visits = tuple(traversals)
-    mirrored = tuple(Traversal(traversal.order, not traversal.backward) for traversal in visits)
-    plans = _plans(shape, visits, x.device), _plans(shape, mirrored, x.device)
-    return _Conv.apply(_plain(x), _plain(weight), _plain(bias), silu, *plans)
+    return _Conv.apply(_plain(x), _plain(weight), _plain(bias), silu, *_both_plans(shape, traversals, x.device))
 
 
 class _Scan(torch.autograd.Function):
@@ -108,51 +112,51 @@ class _Scan(torch.autograd.Function):
         bias: torch.Tensor | None,
         use_softplus: bool,
         plans: torch.Tensor,
+        mirrored: torch.Tensor,
     ) -> torch.Tensor:
         A = A.float().transpose(1, 2).contiguous()
         y = torch.empty_like(delta, dtype=u.dtype)
         work = _Work(u, delta, A, z, use_softplus)
         steps = {"u": u, "delta": delta, "A": A, "B": B, "bias": bias, "plans": plans}
-        states = sums = None
-        if work.chunks > 1:
-            states, sums = work.by_chunk(A.shape[1], delta.shape[-1]), work.by_chunk(delta.shape[-1])
-            work.run(walk, **steps, gains=states, sums=sums)
-            work.carry(states, A, sums, backward=False)
-        work.run(walk, **steps, C=C, D=D, z=z, entering=states, y=y)
-        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, plans, states, sums)
+        states, sums = work.by_chunk(A.shape[1], delta.shape[-1]), work.by_chunk(delta.shape[-1])
+        work.run(walk, **steps, gains=states, sums=sums)
+        passed, spans = work.carry(states, A, sums, backward=False)
+        work.run(walk, **steps, C=C, D=D, z=z, y=y, entering=states, passed=passed, spans=spans)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, plans, mirrored, sums, states, passed, spans)
         ctx.use_softplus = use_softplus
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        u, delta, A, B, C, D, z, bias, plans, states, sums = ctx.saved_tensors
+        u, delta, A, B, C, D, z, bias, plans, mirrored, sums, states, passed, spans = ctx.saved_tensors
         images, groups, length, channels = delta.shape
         order = A.shape[1]
         work = _Work(u, delta, A, z, ctx.use_softplus)
-        back = {"delta": delta, "A": A, "C": C, "z": z, "bias": bias, "plans": plans, "gy": gy.contiguous()}
-        leaving = None
-        if work.chunks > 1:
-            leaving = work.by_chunk(order, channels)
-            work.run(walk_back, **back, gains=leaving)
-            work.carry(leaving, A, sums, backward=True)
-        marks = A.new_empty(images, groups, triton.cdiv(length, UNROLL), order, channels)
-        work.run(walk, u=u, delta=delta, A=A, B=B, bias=bias, plans=plans, entering=states, marks=marks)
+        back = {"delta": delta, "A": A, "C": C, "z": z, "bias": bias, "plans": mirrored, "gy": gy.contiguous()}
+        adjoints = work.by_chunk(order, channels)
+        work.run(walk_back, **back, gains=adjoints)
+        after = dict(zip(("passed", "spans"), work.carry(adjoints, A, sums, backward=True), strict=True))
+        marks = A.new_empty(images, groups, triton.cdiv(length, UNROLL_BACK), order, channels)
+        steps = {"u": u, "delta": delta, "A": A, "B": B, "bias": bias, "plans": plans}
+        work.run(walk, **steps, entering=states, passed=passed, spans=spans, marks=marks)
         gu, gdelta = _like_shared(u, delta), torch.empty_like(delta)
-        gA, gB, gC = work.by_chunk(order, channels), *(A.new_empty(work.blocks, *tensor.shape) for tensor in (B, C))
+        gA, gBC = work.by_chunk(order, channels), A.new_empty(work.blocks, *B.shape[:-1], 2 * order)
         gz = None if z is None else _like_shared(z, delta)
         gD, gbias = (None if tensor is None else work.by_chunk(channels) for tensor in (D, bias))
-        gradients = {"gu": gu, "gdelta": gdelta, "gA": gA, "gB": gB, "gC": gC, "gD": gD, "gz": gz, "gbias": gbias}
-        work.run(walk_back, u=u, B=B, D=D, marks=marks, leaving=leaving, **back, **gradients)
+        gradients = {"gu": gu, "gdelta": gdelta, "gA": gA, "gBC": gBC, "gD": gD, "gz": gz, "gbias": gbias}
+        work.run(walk_back, u=u, B=B, D=D, marks=marks, leaving=adjoints, **back, **after, **gradients)
+        gB, gC = (gBC[0] if work.blocks == 1 else gBC.sum(0)).split(order, -1)
         return (
             _shared(gu, u),
             gdelta,
             gA.sum((0, 2)).transpose(1, 2),
-            gB.sum(0),
-            gC.sum(0),
+            gB,
+            gC,
             None if gD is None else gD.sum((0, 2)),
             None if gz is None else _shared(gz, z),
             None if gbias is None else gbias.sum((0, 2)),
+            None,
             None,
             None,
         )
@@ -165,12 +169,12 @@ class _Work:
         self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, z: torch.Tensor | None, use_softplus: bool
     ) -> None:
         images, groups, length, channels = delta.shape
-        order = A.shape[1]
-        # About sqrt(L) tokens: as many chunks as there are tokens in one, as long as those fill the GPU.
-        chunk = min(LONGEST_CHUNK, max(UNROLL, triton.next_power_of_2(isqrt(length))))
-        width = min(triton.next_power_of_2(channels), max(1, TILE // triton.next_power_of_2(order)))
+        self.order = A.shape[1]
+        # A quarter of sqrt(L) tokens: chunks are short where there are few, since a program has several of them.
+        chunk = min(LONGEST_CHUNK, max(UNROLL, UNROLL_BACK, triton.next_power_of_2(isqrt(length)) // 4))
+        self.width = min(triton.next_power_of_2(channels), WIDEST)
         self.like, self.directions = delta, images * groups
-        self.chunks, self.blocks = triton.cdiv(length, chunk), triton.cdiv(channels, width)
+        self.chunks, self.blocks = triton.cdiv(length, chunk), triton.cdiv(channels, self.width)
         self.sizes = {
             "length": length,
             "channels": channels,
@@ -178,30 +182,50 @@ class _Work:
             "u_groups": u.shape[1],
             "z_groups": 1 if z is None else z.shape[1],
             "chunk": chunk,
+            "chunks": self.chunks,
             "SOFTPLUS": use_softplus,
-            "ORDER": order,
-            "WIDTH": width,
-            "UNROLL": UNROLL,
+            "SPAN": SPAN,
+            "ORDER": self.order,
+            "EVEN": channels % self.width == 0,
         }
 
     def by_chunk(self, *sizes: int) -> torch.Tensor:
         """Room (b, G, chunks, *sizes)."""
-        return self.like.new_empty(*self.like.shape[:2], self.chunks, *sizes, dtype=torch.float32)
+        return self._room(self.chunks, *sizes)
 
     def run(self, kernel: Any, **tensors: torch.Tensor | None) -> None:
         """Launch `walk` or `walk_back`; tensors that are not named are None."""
-        arguments = {**dict.fromkeys(kernel.arg_names), **self.sizes, **tensors}
+        last = "gu" in tensors  # the step that holds most
+        most = max(1, (STATES_BACK if last else STATES) // triton.next_power_of_2(self.order))
+        part = min(self.width, MOST_PART, most)
+        unroll = UNROLL_BACK if last or "marks" in tensors else UNROLL
+        shares = {"PART": part, "SPREAD": self.width // part, "UNROLL": unroll}
+        arguments = {**dict.fromkeys(kernel.arg_names), **self.sizes, **shares, **tensors}
+        at_once = LANES.value // shares["SPREAD"]
         with torch.cuda.device_of(self.like):
-            kernel[(self.chunks, self.blocks, self.directions)](**arguments, **_LAUNCH)
+            kernel[(triton.cdiv(self.chunks, at_once), self.blocks, self.directions)](**arguments, **_LAUNCH)
 
-    def carry(self, states: torch.Tensor, A: torch.Tensor, sums: torch.Tensor, backward: bool) -> None:
-        """Launch `carry`."""
-        order, channels = A.shape[1:]
+    def carry(
+        self, states: torch.Tensor, A: torch.Tensor, sums: torch.Tensor, backward: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Launch `carry` over the chunks of each span, and over the spans; `passed` and `spans` of `enter`."""
+        count, sizes = triton.cdiv(self.chunks, SPAN), A.shape[1:]
+        passed, spans, span_sums = torch.empty_like(sums), self._room(count, *sizes), self._room(count, sizes[1])
+        self._carry(states, A, sums, passed, spans, span_sums, SPAN, backward)
+        self._carry(spans, A, span_sums, None, None, None, count, False)  # these are in the order needed
+        return passed, spans
+
+    def _carry(self, states: torch.Tensor, A: torch.Tensor, *tensors_and_sizes: Any) -> None:
+        *tensors, span, backward = tensors_and_sizes
+        chunks, (order, channels) = states.shape[2], A.shape[1:]
         width = min(32, triton.next_power_of_2(channels))
-        grid = (triton.cdiv(channels, width), order, self.directions)
-        sizes = (self.chunks, channels, A.shape[0], order, width, CARRY_UNROLL, backward)
+        grid = (triton.cdiv(chunks, span) * triton.cdiv(channels, width), order, self.directions)
+        sizes = (chunks, channels, A.shape[0], span, order, width, CARRY_UNROLL, backward)
         with torch.cuda.device_of(self.like):
-            carry[grid](states, A, sums, *sizes, **_LAUNCH)
+            carry[grid](states, A, *tensors, *sizes, **_LAUNCH)
+
+    def _room(self, *sizes: int) -> torch.Tensor:
+        return self.like.new_empty(*self.like.shape[:2], *sizes, dtype=torch.float32)
 
 
 class _Conv(torch.autograd.Function):
@@ -279,6 +303,14 @@ def _like_shared(tensor: torch.Tensor, each: torch.Tensor) -> torch.Tensor:
 def _shared(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """The gradient by the tensor itself, which one direction or all have seen."""
     return gradient if tensor.shape[1] == gradient.shape[1] else gradient.sum(1, keepdim=True)
+
+
+def _both_plans(
+    shape: Shape, traversals: Sequence[Traversal], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plans (G, 7) of the traversals and of the same ones reversed."""
+    mirrored = tuple(Traversal(traversal.order, not traversal.backward) for traversal in traversals)
+    return _plans(shape, tuple(traversals), device), _plans(shape, mirrored, device)
 
 
 @lru_cache(maxsize=1024)  # training at several sizes needs 16 for each

@@ -39,7 +39,7 @@ def convolve(
     y += direction * length * channels
     own, i1, i2 = locate(position, plan)
     here = (position < length)[:, None] & e_inside[None, :]
-    cells = own[:, None] * channels + e[None, :]
+    cells = own.to(tl.int64)[:, None] * channels + e[None, :]
     value = tl.zeros([ROWS, WIDTH], tl.float32)
     if bias is not None:
         value += tl.load(bias + group * channels + e, mask=e_inside, other=0.0).to(tl.float32)[None, :]
@@ -47,7 +47,7 @@ def convolve(
     for j in tl.static_range(TAPS):
         ahead = (position + j < length)[:, None] & e_inside[None, :]
         tap = tl.load(weight + (group * TAPS + TAPS - 1 - j) * channels + e, mask=e_inside, other=0.0).to(tl.float32)
-        source = tl.load(x + token[:, None] * channels + e[None, :], mask=ahead, other=0.0).to(tl.float32)
+        source = tl.load(x + token.to(tl.int64)[:, None] * channels + e[None, :], mask=ahead, other=0.0).to(tl.float32)
         value += tap[None, :] * source
         inputs += (source,)
         token, i1, i2 = advance(token, i1, i2, plan)

@@ -1,20 +1,23 @@
-"""The selective scan and its gradient as Triton kernels on canonical tokens; states and sums are float32.
+"""The selective scan as Triton kernels on canonical tokens; states and sums are float32.
 
 The tokens of a direction, in the order visited, are cut into chunks that run in parallel, in three phases (Blelloch
 1990; for state-space models, Gu and Dao 2023 and Dao and Gu 2024): `walk` takes every chunk from a zero state to what
 it adds, `carry` runs over the chunks and turns that into the state that enters each, `walk` then goes again from there
-and writes the outputs. The gradient does the same backwards (`walk_back`, `carry`, `walk_back`); the states inside a
-chunk are recomputed. Every sum has a fixed order: no atomics.
+and writes the outputs. The gradient is in `triton_gradient`. Every sum has a fixed order: no atomics.
 
-A program is one warp with a tile of (states, channels), channels along the lanes, so that the sum over states stays
-within a thread. It takes its tokens one by one, UNROLL of them without a store in between, so that their loads overlap.
+A program is one warp. It walks through several chunks at once: SPREAD lanes share a chunk, and each of them has PART
+channels with all their states in registers, so that what a token costs besides its states (its address, its row of B
+and C) is paid once for PART channels, and sums over states stay within a lane. The tokens of UNROLL steps are loaded
+before the first store, so that their loads overlap.
+
+`carry` runs over spans of SPAN chunks in parallel, and then once over the spans; `enter` puts both together.
 
 Arrays are contiguous: u (b, 1 or G, L, E), z likewise; delta, y and their gradients (b, G, L, E); A (G, N, E); B, C (b,
-G, L, N); D, bias (G, E); plans (G, 7) int64 from `Traversal.index_plan`; states by chunk (b, G, chunks, N, E), sums of
-the time steps by chunk (b, G, chunks, E). Grids are (chunks, channel blocks, b * G).
+G, L, N); D, bias (G, E); plans (G, 7) int64 from `Traversal.index_plan`; states by chunk (b, G, chunks, N, E), the time
+taken by chunk (b, G, chunks, E). Grids are (groups of chunks, channel blocks, b * G).
 """
 
-# mypy: disable-error-code="assignment"
+# mypy: disable-error-code="assignment, var-annotated"
 # Triton unrolls the loops in which tuples grow; to mypy such a tuple changes its type.
 
 from __future__ import annotations
@@ -22,23 +25,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-# One compiled kernel for all sizes. Channels known to be a multiple of 16 would moreover make Triton spread the states
-# over the lanes, for wider loads of a state that is loaded once.
-SIZES = ["length", "channels", "groups", "u_groups", "z_groups", "chunk"]
+LANES = tl.constexpr(32)
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+# One compiled kernel for all sizes.
+SIZES = ["length", "channels", "groups", "u_groups", "z_groups", "chunk", "chunks"]
 
 
 @triton.jit
 def read_plan(plans, group):
-    """The plan of a direction without its slowest size, which is never needed."""
+    """The plan of a direction without its slowest size, which is never needed; a volume has below 2^31 tokens."""
     plan = plans + group * 7
-    n1, n2 = tl.load(plan + 2).to(tl.int32), tl.load(plan + 3).to(tl.int32)
-    return tl.load(plan), n1, n2, tl.load(plan + 4), tl.load(plan + 5), tl.load(plan + 6)
+    first, n1, n2 = tl.load(plan).to(tl.int32), tl.load(plan + 2).to(tl.int32), tl.load(plan + 3).to(tl.int32)
+    s0, s1, s2 = tl.load(plan + 4).to(tl.int32), tl.load(plan + 5).to(tl.int32), tl.load(plan + 6).to(tl.int32)
+    return first, n1, n2, s0, s1, s2
 
 
 @triton.jit
 def locate(position, plan):
-    """The token (int64) at a position in the order visited, and the position's two fastest coordinates."""
+    """The token at a position in the order visited, and the position's two fastest coordinates."""
     first, n1, n2, s0, s1, s2 = plan
     i0, rest = position // (n1 * n2), position % (n1 * n2)
     i1, i2 = rest // n2, rest % n2
@@ -56,30 +60,28 @@ def advance(token, i1, i2, plan):
 
 
 @triton.jit
+def advance_if(more, token, i1, i2, plan):
+    """`advance` where there is a next token; elsewhere the same one again, so that it can be loaded."""
+    token_next, i1_next, i2_next = advance(token, i1, i2, plan)
+    return tl.where(more, token_next, token), tl.where(more, i1_next, i1), tl.where(more, i2_next, i2)
+
+
+@triton.jit
 def softplus(x):
-    """log(1 + e^x) as max(x, 0) + 2 artanh(z / (2 + z)), z = e^-|x|: the GPU's logarithm loses small steps."""
-    z = tl.exp(-tl.abs(x))
-    s = z / (2 + z)
-    q = s * s
-    p = q * (1 / 15) + 1 / 13
-    p = p * q + 1 / 11
-    p = p * q + 1 / 9
-    p = p * q + 1 / 7
-    p = p * q + 1 / 5
-    p = p * q + 1 / 3
-    return tl.maximum(x, 0.0) + 2 * s * (p * q + 1)
+    """log(1 + e^x) as max(x, 0) + z p(z) with z = e^-|x|: the GPU's logarithm would lose small steps.
 
-
-@triton.jit
-def row(source, token, width, column, mask):
-    """source[token, column] as float32, 0 where masked."""
-    return tl.load(source + token * width + column, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def where_inside(mask, position, length):
-    """The mask where the position is inside the sequence (spread out first: the interpreter cannot spread a truth)."""
-    return mask & (tl.full(mask.shape, position, tl.int32) < length)
+    p is a least-maximum fit of log(1 + z) / z on 0 to 1; the relative error is 2e-7.
+    """
+    z = tl.exp2(tl.abs(x) * -1.4426950408889634)
+    p = z * 0.005232623778283596 - 0.029504956677556038
+    p = p * z + 0.07822549343109131
+    p = p * z - 0.1366320699453354
+    p = p * z + 0.1910598874092102
+    p = p * z - 0.2484297752380371
+    p = p * z + 0.3331909477710724
+    p = p * z - 0.4999949336051941
+    p = p * z + 0.9999999403953552
+    return tl.maximum(x, 0.0) + z * p
 
 
 @triton.jit
@@ -88,26 +90,121 @@ def time_step(raw, inside, SOFTPLUS: tl.constexpr):
     return tl.where(inside, softplus(raw) if SOFTPLUS else raw, 0.0)
 
 
+@triton.jit
+def cell(source, at, e, channels, EVEN: tl.constexpr):
+    """source[at + e] as float32, 0 for channels that are not there; EVEN says that all are."""
+    value = tl.load(source + at + e) if EVEN else tl.load(source + at + e, mask=e < channels, other=0.0)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def put(target, at, e, value, mask, channels, EVEN: tl.constexpr):
+    """target[at + e] = value under the mask, but for channels that are not there."""
+    tl.store(target + at + e, value, mask=mask if EVEN else mask & (e < channels))
+
+
+@triton.jit
+def share(chunk, chunks, length, PART: tl.constexpr, SPREAD: tl.constexpr):
+    """What the lanes of a program work on.
+
+    Returns the chunk of each, whether there is one (else it is the last chunk), how many tokens it has (0 where there
+    is none) and the first channel; the lane's others are SPREAD apart.
+    """
+    lane = tl.arange(0, LANES)
+    number = tl.program_id(0) * (LANES // SPREAD) + lane // SPREAD
+    there = number < chunks
+    number = tl.minimum(number, chunks - 1)
+    count = tl.where(there, tl.minimum(chunk, length - number * chunk), 0)
+    return number, there, count, tl.program_id(1) * (PART * SPREAD) + lane % SPREAD
+
+
+@triton.jit
+def rows(source, row, e, channels, PART: tl.constexpr, SPREAD: tl.constexpr, EVEN: tl.constexpr):
+    """Of a row of (..., E) the lane's channels, a tuple; zeros for None."""
+    found = ()
+    for j in tl.static_range(PART):
+        if source is not None:
+            found += (cell(source, row * channels, e + j * SPREAD, channels, EVEN),)
+        else:
+            found += (tl.zeros([LANES], tl.float32),)
+    return found
+
+
+@triton.jit
+def states_at(
+    source, place, e, channels, ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """Of (..., N, E) the states of the lane's channels, a tuple, state by state; zeros for None."""
+    found = ()
+    for n in tl.static_range(ORDER):
+        for j in tl.static_range(PART):
+            if source is not None:
+                found += (cell(source, (place * ORDER + n) * channels, e + j * SPREAD, channels, EVEN),)
+            else:
+                found += (tl.zeros([LANES], tl.float32),)
+    return found
+
+
+@triton.jit
+def enter(
+    entering, passed, spans, rates, place, span, e, channels,
+    ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The state that enters a chunk, a tuple: what `carry` found within its span, and what had entered the span.
+
+    place and span: of the chunk in `entering` (b, G, chunks, N, E) and `passed` (b, G, chunks, E), the time from the
+    span's begin, and of the span in `spans` (b, G, spans, N, E). Zero where `entering` is None.
+    """
+    within = states_at(entering, place, e, channels, ORDER, PART, SPREAD, EVEN)
+    if entering is not None:
+        before = states_at(spans, span, e, channels, ORDER, PART, SPREAD, EVEN)
+        times = rows(passed, place, e, channels, PART, SPREAD, EVEN)
+        found = ()
+        for n in tl.static_range(ORDER):
+            for j in tl.static_range(PART):
+                decay = tl.exp2(times[j] * rates[n * PART + j])
+                found += (within[n * PART + j] + decay * before[n * PART + j],)
+        within = found
+    return within
+
+
+@triton.jit
+def scaled(values, factor, COUNT: tl.constexpr):
+    """Every value of a tuple times a factor."""
+    found = ()
+    for k in tl.static_range(COUNT):
+        found += (values[k] * factor,)
+    return found
+
+
+@triton.jit
+def keep(
+    target, place, values, mask, e, channels,
+    ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Write the states of the lane's channels, a tuple as of `states_at`, to (..., N, E)."""
+    for n in tl.static_range(ORDER):
+        for j in tl.static_range(PART):
+            at = (place * ORDER + n) * channels
+            put(target, at, e + j * SPREAD, values[n * PART + j], mask, channels, EVEN)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def walk(
     u, delta, A, B, C, D, z, bias, plans,
-    entering, gains, sums, marks, y,
-    length, channels, groups, u_groups, z_groups, chunk,
-    SOFTPLUS: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+    entering, passed, spans, gains, sums, marks, y,
+    length, channels, groups, u_groups, z_groups, chunk, chunks,
+    SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr,
+    UNROLL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Through one chunk, from the state `entering` it, or from zero without.
+    """Through one chunk per SPREAD lanes, from the state that enters it (see `enter`), or from zero.
 
     Writes what it is given room for: `gains`, the state at the end, with `sums`, the time taken; `marks` (b, G,
     tiles, N, E), the state before every UNROLL tokens; y. D, z, bias may be None.
     """
     direction = tl.program_id(2).to(tl.int64)
     image, group = direction // groups, direction % groups
-    first = tl.program_id(0) * chunk
-    place = direction * tl.num_programs(0) + tl.program_id(0)
-    e, n = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), tl.arange(0, triton.next_power_of_2(ORDER))
-    e_inside, n_inside = e < channels, n < ORDER
-    cells, cells_inside = n[:, None] * channels + e[None, :], n_inside[:, None] & e_inside[None, :]
-    plan = read_plan(plans, group)
+    number, there, count, e = share(chunk, chunks, length, PART, SPREAD)
     u += (image * u_groups + group % u_groups) * length * channels
     delta += direction * length * channels
     B += direction * length * ORDER
@@ -116,185 +213,103 @@ def walk(
         C += direction * length * ORDER
         if z is not None:
             z += (image * z_groups + group % z_groups) * length * channels
-    rate = LOG2_E * row(A, group, ORDER * channels, cells, cells_inside)
-    skip = row(D, group, channels, e, e_inside) if D is not None else tl.zeros([WIDTH], tl.float32)
-    offset = row(bias, group, channels, e, e_inside) if bias is not None else tl.zeros([WIDTH], tl.float32)
-    if entering is not None:
-        state = row(entering, place, ORDER * channels, cells, cells_inside)
-    else:
-        state = tl.zeros([n.shape[0], WIDTH], tl.float32)
-    time = tl.zeros([WIDTH], tl.float32)
-    for start in range(first, min(first + chunk, length), UNROLL):
+    rates = scaled(states_at(A, group, e, channels, ORDER, PART, SPREAD, EVEN), LOG2_E, ORDER * PART)
+    skips = rows(D, group, e, channels, PART, SPREAD, EVEN)
+    offsets = rows(bias, group, e, channels, PART, SPREAD, EVEN)
+    place = direction * chunks + number
+    span = direction * tl.cdiv(chunks, SPAN) + number // SPAN
+    state = enter(entering, passed, spans, rates, place, span, e, channels, ORDER, PART, SPREAD, EVEN)
+    times = rows(None, group, e, channels, PART, SPREAD, EVEN)
+    plan = read_plan(plans, group)
+    token, i1, i2 = locate(number * chunk, plan)
+    for start in range(0, chunk, UNROLL):
         if marks is not None:
-            tile = direction * tl.cdiv(length, UNROLL) + start // UNROLL
-            tl.store(marks + tile * ORDER * channels + cells, state, mask=cells_inside)
-        token, i1, i2 = locate(start, plan)
-        tokens, outputs = (), ()
+            tile = direction * tl.cdiv(length, UNROLL) + (number * chunk + start) // UNROLL
+            keep(marks, tile, state, start < count, e, channels, ORDER, PART, SPREAD, EVEN)
+        places, steps, inputs, gates, drives, reads = (), (), (), (), (), ()
         for i in tl.static_range(UNROLL):
-            inside = start + i < length
-            here, n_here = where_inside(e_inside, start + i, length), where_inside(n_inside, start + i, length)
-            step = time_step(row(delta, token, channels, e, here) + offset, inside, SOFTPLUS)
-            x = row(u, token, channels, e, here)
-            b = row(B, token, ORDER, n, n_here)
-            state = tl.exp2(step[None, :] * rate) * state + (step * x)[None, :] * b[:, None]
-            time += step
+            at = token.to(tl.int64) * channels.to(tl.int64)
+            places += (at,)
+            for j in tl.static_range(PART):
+                steps += (cell(delta, at, e + j * SPREAD, channels, EVEN),)
+                inputs += (cell(u, at, e + j * SPREAD, channels, EVEN),)
+                if y is not None and z is not None:
+                    gates += (cell(z, at, e + j * SPREAD, channels, EVEN),)
+            row = token.to(tl.int64) * ORDER
+            for n in tl.static_range(ORDER):
+                drives += (tl.load(B + row + n).to(tl.float32),)
+                if y is not None:
+                    reads += (tl.load(C + row + n).to(tl.float32),)
+            token, i1, i2 = advance_if(start + i + 1 < count, token, i1, i2, plan)
+        for i in tl.static_range(UNROLL):
+            inside = start + i < count
+            taken, fed, values, sofar = (), (), (), ()
+            for j in tl.static_range(PART):
+                step = time_step(steps[i * PART + j] + offsets[j], inside, SOFTPLUS)
+                taken += (step,)
+                fed += (step * inputs[i * PART + j],)
+                values += (skips[j] * inputs[i * PART + j],)
+                sofar += (times[j] + step,)
+            times = sofar
+            after = ()
+            for n in tl.static_range(ORDER):
+                total = ()
+                for j in tl.static_range(PART):
+                    now = tl.exp2(taken[j] * rates[n * PART + j]) * state[n * PART + j] + fed[j] * drives[i * ORDER + n]
+                    after += (now,)
+                    if y is not None:
+                        total += (values[j] + now * reads[i * ORDER + n],)
+                if y is not None:
+                    values = total
+            state = after
             if y is not None:
-                c = row(C, token, ORDER, n, n_here)
-                value = tl.sum(state * c[:, None], 0) + skip * x
-                if z is not None:
-                    gate = row(z, token, channels, e, here)
-                    value *= gate * tl.sigmoid(gate)
-                tokens += (token,)
-                outputs += (value,)
-            token, i1, i2 = advance(token, i1, i2, plan)
-        if y is not None:
-            for i in tl.static_range(UNROLL):
-                tl.store(y + tokens[i] * channels + e, outputs[i], mask=where_inside(e_inside, start + i, length))
+                for j in tl.static_range(PART):
+                    out = values[j]
+                    if z is not None:
+                        out *= gates[i * PART + j] * tl.sigmoid(gates[i * PART + j])
+                    put(y, places[i], e + j * SPREAD, out, inside, channels, EVEN)
     if gains is not None:
-        tl.store(gains + place * ORDER * channels + cells, state, mask=cells_inside)
-        tl.store(sums + place * channels + e, time, mask=e_inside)
+        keep(gains, place, state, there, e, channels, ORDER, PART, SPREAD, EVEN)
+        for j in tl.static_range(PART):
+            put(sums, place * channels, e + j * SPREAD, times[j], there, channels, EVEN)
 
 
-@triton.jit(do_not_specialize=["chunks", "channels", "groups"])
+@triton.jit(do_not_specialize=["chunks", "channels", "groups", "span"])
 def carry(
-    states, A, sums, chunks, channels, groups,
+    states, A, sums, passed, ends, end_sums, chunks, channels, groups, span,
     ORDER: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """In place, over the chunks of a direction: from what each adds to the state to the state that enters it.
+    """In place, over the chunks of each span: from what each adds to the state to the state that enters it.
 
-    BACKWARD runs from the last chunk to the first, for adjoints. Grid: (channel blocks, N, b * G).
+    A span begins with a zero state. Where there is room, `ends` (b, G, spans, N, E) and `end_sums` (b, G, spans, E)
+    take what the span adds and its time, and `passed` (b, G, chunks, E) the time from its begin to each chunk. BACKWARD
+    counts spans and chunks from the last one, for adjoints. Grid: (spans * channel blocks, N, b * G).
     """
-    direction = tl.program_id(2).to(tl.int64)
-    e, n = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH), tl.program_id(1)
+    direction, n = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    spans = tl.cdiv(chunks, span)
+    own, block = tl.program_id(0) % spans, tl.program_id(0) // spans
+    e = block * WIDTH + tl.arange(0, WIDTH)
     e_inside = e < channels
-    rate = LOG2_E * row(A, (direction % groups) * ORDER + n, channels, e, e_inside)
-    state = tl.zeros([WIDTH], tl.float32)
-    for start in range(0, chunks, UNROLL):
+    once = e_inside & (tl.full([WIDTH], n, tl.int32) == 0)
+    rate = LOG2_E * tl.load(A + ((direction % groups) * ORDER + n) * channels + e, mask=e_inside, other=0.0)
+    state, time = tl.zeros([WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
+    end = min(own * span + span, chunks)
+    for start in range(own * span, end, UNROLL):
         gains, times = (), ()
         for i in tl.static_range(UNROLL):
             place = direction * chunks + (chunks - 1 - start - i if BACKWARD else start + i)
-            here = where_inside(e_inside, start + i, chunks)
-            gains += (row(states, place * ORDER + n, channels, e, here),)
-            times += (row(sums, place, channels, e, here),)
+            here = e_inside & (tl.full([WIDTH], start + i, tl.int32) < end)
+            gains += (tl.load(states + (place * ORDER + n) * channels + e, mask=here, other=0.0),)
+            times += (tl.load(sums + place * channels + e, mask=here, other=0.0),)
         for i in tl.static_range(UNROLL):
             place = direction * chunks + (chunks - 1 - start - i if BACKWARD else start + i)
-            here = where_inside(e_inside, start + i, chunks)
+            here = e_inside & (tl.full([WIDTH], start + i, tl.int32) < end)
             tl.store(states + (place * ORDER + n) * channels + e, state, mask=here)
+            if passed is not None:
+                tl.store(passed + place * channels + e, time, mask=here & once)
             state = tl.exp2(times[i] * rate) * state + gains[i]
-
-
-@triton.jit(do_not_specialize=SIZES)
-def walk_back(
-    u, delta, A, B, C, D, z, bias, plans,
-    marks, leaving, gy, gains, gu, gdelta, gA, gB, gC, gD, gz, gbias,
-    length, channels, groups, u_groups, z_groups, chunk,
-    SOFTPLUS: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Back through one chunk, from the adjoint of the state `leaving` it, or from zero without.
-
-    With `gains` it writes there the adjoint of the state that enters the chunk, and nothing else. Otherwise the
-    gradients: gu, gdelta, gz (b, G, L, E); gB, gC by channel block (blocks, b, G, L, N); gA (b, G, chunks, N, E), gD
-    and gbias (b, G, chunks, E) by chunk. gD, gz, gbias may be None. marks: from `walk`.
-    """
-    direction = tl.program_id(2).to(tl.int64)
-    image, group = direction // groups, direction % groups
-    first = tl.program_id(0) * chunk
-    place = direction * tl.num_programs(0) + tl.program_id(0)
-    e, n = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), tl.arange(0, triton.next_power_of_2(ORDER))
-    e_inside, n_inside = e < channels, n < ORDER
-    cells, cells_inside = n[:, None] * channels + e[None, :], n_inside[:, None] & e_inside[None, :]
-    plan = read_plan(plans, group)
-    delta += direction * length * channels
-    C += direction * length * ORDER
-    gy += direction * length * channels
-    if z is not None:
-        z += (image * z_groups + group % z_groups) * length * channels
-    if gains is None:
-        u += (image * u_groups + group % u_groups) * length * channels
-        B += direction * length * ORDER
-        gu += direction * length * channels
-        gdelta += direction * length * channels
-        block = (tl.program_id(1) * tl.num_programs(2) + direction) * length * ORDER
-        gB += block
-        gC += block
-        if gz is not None:
-            gz += direction * length * channels
-    rate = row(A, group, ORDER * channels, cells, cells_inside)
-    skip = row(D, group, channels, e, e_inside) if D is not None else tl.zeros([WIDTH], tl.float32)
-    offset = row(bias, group, channels, e, e_inside) if bias is not None else tl.zeros([WIDTH], tl.float32)
-    if leaving is not None:
-        adjoint = row(leaving, place, ORDER * channels, cells, cells_inside)
-    else:
-        adjoint = tl.zeros([n.shape[0], WIDTH], tl.float32)
-    grate = tl.zeros([n.shape[0], WIDTH], tl.float32)
-    gskip, goffset = tl.zeros([WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
-    tiles = tl.cdiv(min(chunk, length - first), UNROLL)
-    for k in range(tiles):
-        start = first + (tiles - 1 - k) * UNROLL
-        if gains is None:
-            tile = direction * tl.cdiv(length, UNROLL) + start // UNROLL
-            state = row(marks, tile, ORDER * channels, cells, cells_inside)
-        token, i1, i2 = locate(start, plan)
-        tokens, raws, inputs, states = (), (), (), ()
-        for i in tl.static_range(UNROLL):
-            inside = start + i < length
-            here, n_here = where_inside(e_inside, start + i, length), where_inside(n_inside, start + i, length)
-            raw = row(delta, token, channels, e, here) + offset
-            tokens += (token,)
-            raws += (raw,)
-            if gains is None:
-                x = row(u, token, channels, e, here)
-                inputs += (x,)
-                states += (state,)
-                if i < UNROLL - 1:
-                    step = time_step(raw, inside, SOFTPLUS)
-                    b = row(B, token, ORDER, n, n_here)
-                    state = tl.exp2(step[None, :] * (LOG2_E * rate)) * state + (step * x)[None, :] * b[:, None]
-            token, i1, i2 = advance(token, i1, i2, plan)
-        for i in tl.static_range(UNROLL - 1, -1, -1):
-            inside = start + i < length
-            here, n_here = where_inside(e_inside, start + i, length), where_inside(n_inside, start + i, length)
-            token, raw = tokens[i], raws[i]
-            step = time_step(raw, inside, SOFTPLUS)
-            decay = tl.exp2(step[None, :] * (LOG2_E * rate))
-            c = row(C, token, ORDER, n, n_here)
-            gout = row(gy, token, channels, e, here)
-            if z is not None:
-                gate = row(z, token, channels, e, here)
-                share = tl.sigmoid(gate)
-            if gains is None:
-                x = inputs[i]
-                b = row(B, token, ORDER, n, n_here)
-                kept = decay * states[i]
-                state = kept + (step * x)[None, :] * b[:, None]
-                if z is not None:
-                    value = tl.sum(state * c[:, None], 0) + skip * x
-                    slope = gout * value * share * (1 + gate * (1 - share))
-                    tl.store(gz + token * channels + e, slope, mask=here)
-                    gout *= gate * share
-                lam = adjoint + gout[None, :] * c[:, None]
-                tl.store(gB + token * ORDER + n, tl.sum(lam * (step * x)[None, :], 1), mask=n_here)
-                tl.store(gC + token * ORDER + n, tl.sum(state * gout[None, :], 1), mask=n_here)
-                gdrive = tl.sum(lam * b[:, None], 0)
-                kept *= lam
-                gstep = tl.sum(kept * rate, 0) + gdrive * x
-                grate += kept * step[None, :]
-                if SOFTPLUS:
-                    gstep *= tl.sigmoid(raw)
-                tl.store(gu + token * channels + e, gdrive * step + skip * gout, mask=here)
-                tl.store(gdelta + token * channels + e, gstep, mask=here)
-                gskip += gout * x
-                goffset += tl.where(inside, gstep, 0.0)
-            else:
-                if z is not None:
-                    gout *= gate * share
-                lam = adjoint + gout[None, :] * c[:, None]
-            adjoint = decay * lam
-    if gains is not None:
-        tl.store(gains + place * ORDER * channels + cells, adjoint, mask=cells_inside)
-    else:
-        tl.store(gA + place * ORDER * channels + cells, grate, mask=cells_inside)
-        if gD is not None:
-            tl.store(gD + place * channels + e, gskip, mask=e_inside)
-        if gbias is not None:
-            tl.store(gbias + place * channels + e, goffset, mask=e_inside)
+            time += times[i]
+    if ends is not None:
+        place = direction * spans + own
+        tl.store(ends + (place * ORDER + n) * channels + e, state, mask=e_inside)
+        tl.store(end_sums + place * channels + e, time, mask=once)

@@ -128,8 +128,10 @@ def spans_of(mask: np.ndarray, margin: int) -> np.ndarray:
 
 def within(spans: np.ndarray, width: int) -> np.ndarray:
     """The (k, j, i) boolean mask of spans over rows of `width` voxels."""
-    x = np.arange(width)
-    return (x >= spans[..., :1]) & (x < spans[..., 1:])
+    x = np.arange(width, dtype=spans.dtype)
+    mask = x >= spans[..., :1]
+    mask &= x < spans[..., 1:]
+    return mask
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:

@@ -86,15 +86,31 @@ def split_transform(transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray |
     return matrix, mm_to_voxels(sitk.GetArrayViewFromImage(field), grid), grid
 
 
-def grown(displacement: np.ndarray, grid: Grid, more: Sequence[tuple[int, int]]) -> tuple[np.ndarray, Grid]:
-    """A displacement (3, k, j, i) with its edges continued, and its grid.
+def grown(
+    displacement: np.ndarray,
+    grid: Grid,
+    more: Sequence[tuple[int, int]],
+    factors: Sequence[np.ndarray] | None = None,
+) -> tuple[np.ndarray, Grid]:
+    """A displacement (3, k, j, i) with its edges continued, float32, and its grid.
 
     Args:
         more: voxels before and behind, along k, j and i.
+        factors: what to multiply it by along k, j and i; each as long as that axis will be.
     """
-    i, j, k = (n + before + behind for n, (before, behind) in zip(grid.size, more[::-1], strict=True))
+    from .kernels import grow  # numba, which not everyone who converts transforms needs
+
+    k, j, i = (n + before + behind for n, (before, behind) in zip(displacement.shape[1:], more, strict=True))
     (below, _), (front, _), (left, _) = more
-    return np.pad(displacement, [(0, 0), *more], mode="edge"), grid.crop((-left, -front, -below), (i, j, k))
+    out = np.empty((3, k, j, i), np.float32)
+    along = [np.ones(n) for n in (k, j, i)] if factors is None else factors
+    grow(
+        np.ascontiguousarray(displacement, np.float32),
+        (below, front, left),
+        tuple(np.ascontiguousarray(values, np.float32) for values in along),
+        out,
+    )
+    return out, grid.crop((-left, -front, -below), (i, j, k))
 
 
 def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:

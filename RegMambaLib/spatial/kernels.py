@@ -180,11 +180,31 @@ def smooth(fields, kernel, slabs, spans, out):
                     add_rows(target, up[y, low:high], down[y, low:high], kernel[r + t])
 
 
-@njit(**HELPER)
-def seed_inverse(u, out):
-    """Rough inverse into `out`: -u of a voxel that lands there, spread outwards into the gaps."""
+@njit(**OPTIONS)
+def grow(u, before, factors, out):
+    """out = u with its edges continued, from `before` (k, j, i) voxels in front on, times a factor along each axis.
+
+    `factors` are three float32 vectors, as long as the axes of `out`.
+    """
     Z, Y, X = u.shape[1:]
-    hit = np.zeros((Z, Y, X), np.bool_)
+    along_z, along_y, along_x = factors
+    for z in prange(out.shape[1]):
+        for k in range(3):
+            for y in range(out.shape[2]):
+                row = u[k, min(max(z - before[0], 0), Z - 1), min(max(y - before[1], 0), Y - 1)]
+                target = out[k, z, y]
+                factor = along_z[z] * along_y[y]
+                for x in range(target.size):
+                    target[x] = row[min(max(x - before[2], 0), X - 1)] * (factor * along_x[x])
+
+
+@njit(**HELPER)
+def _land(u, landed):
+    """`landed` (int32, -1 before) takes at every voxel the last of those that u leads there, by its flat index.
+
+    The exact offset to the voxel's centre is u's landing point; -u is right to half a voxel.
+    """
+    Z, Y, X = landed.shape
     for z in range(Z):
         for y in range(Y):
             for x in range(X):
@@ -192,30 +212,49 @@ def seed_inverse(u, out):
                 yy = int(np.floor(np.float32(y) + u[1, z, y, x] + HALF))
                 xx = int(np.floor(np.float32(x) + u[2, z, y, x] + HALF))
                 if 0 <= zz < Z and 0 <= yy < Y and 0 <= xx < X:
-                    # The exact offset to the voxel's centre is u's landing point; -u is right to half a voxel.
-                    hit[zz, yy, xx] = True
-                    for k in range(3):
-                        out[k, zz, yy, xx] = -u[k, z, y, x]
-    for backward in range(2):
-        for i in range(Z * Y * X):
-            n = Z * Y * X - 1 - i if backward else i
-            z, rest = n // (Y * X), n % (Y * X)
-            y, x = rest // X, rest % X
-            if hit[z, y, x]:
-                continue
-            side = 1 if backward else -1
-            for axis in range(3):
-                zz = z + side if axis == 2 else z
-                yy = y + side if axis == 1 else y
-                xx = x + side if axis == 0 else x
-                if 0 <= zz < Z and 0 <= yy < Y and 0 <= xx < X and hit[zz, yy, xx]:
-                    hit[z, y, x] = True
-                    for k in range(3):
-                        out[k, z, y, x] = out[k, zz, yy, xx]
-                    break
-            if not hit[z, y, x] and not backward:
-                for k in range(3):
-                    out[k, z, y, x] = -u[k, z, y, x]
+                    landed[zz, yy, xx] = (z * Y + y) * X + x
+
+
+@njit(**HELPER)
+def _spread(landed, backward):
+    """Let gaps (-1) take the entry of the voxel before them, or behind them, along x, y or z; returns the gaps left."""
+    Z, Y, X = landed.shape
+    left = 0
+    for i in range(Z):
+        z = Z - 1 - i if backward else i
+        for j in range(Y):
+            y = Y - 1 - j if backward else j
+            for k in range(X):
+                x = X - 1 - k if backward else k
+                if landed[z, y, x] >= 0:
+                    continue
+                side = 1 if backward else -1
+                for axis in range(3):
+                    zz = z + side if axis == 2 else z
+                    yy = y + side if axis == 1 else y
+                    xx = x + side if axis == 0 else x
+                    if 0 <= zz < Z and 0 <= yy < Y and 0 <= xx < X and landed[zz, yy, xx] >= 0:
+                        landed[z, y, x] = landed[zz, yy, xx]
+                        break
+                left += landed[z, y, x] < 0
+    return left
+
+
+@njit(**OPTIONS)
+def seed_inverse(u, out):
+    """Rough inverse into `out`: -u of a voxel that lands there, spread outwards into the gaps."""
+    Z, Y, X = u.shape[1:]
+    landed = np.full((Z, Y, X), -1, np.int32)
+    _land(u, landed)
+    if _spread(landed, False) > 0:
+        _spread(landed, True)
+    flat = u.reshape(3, Z * Y * X)
+    for z in prange(Z):
+        for y in range(Y):
+            for k in range(3):
+                for x in range(X):
+                    n = landed[z, y, x]
+                    out[k, z, y, x] = -flat[k, np.uintp(n)] if n >= 0 else -u[k, z, y, x]
 
 
 @njit(**OPTIONS)
