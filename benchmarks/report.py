@@ -80,17 +80,6 @@ def registration(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
     yield "problems", tables.problems(rows, METHODS)
 
 
-def registration_gpu(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
-    """RegMamba's rows from a machine with a GPU; tables alone."""
-    rows: list[Row] = head["rows"]
-    yield "registration gpu origin", origin(head)
-    pieces = []
-    for name, case in CASES.items():
-        if mine := [row for row in rows if row["case"] == name]:
-            pieces += [f"{case.title}:", "", tables.case_table(mine, METHODS), ""]
-    yield "registration gpu", "\n".join(pieces).rstrip()
-
-
 def scan(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     rows: list[Row] = head["rows"]
     speeds = ", ".join(f"{device} {speed} GB/s" for device, speed in head["bandwidth_gb_s"].items())
@@ -128,6 +117,8 @@ def stages(head: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
         yield "imports", tables.import_table(parts["imports"])
     if "register" in parts:
         yield "stages", tables.stage_table(parts["register"])
+    if "warm" in parts:
+        yield "warm", tables.stage_table(parts["warm"])
     if "sizes" in parts:
         text = tables.size_table(parts["sizes"])
         if any(not reason(row) for row in parts["sizes"]):
@@ -151,7 +142,6 @@ def confidence(head: dict[str, Any], _: Path) -> Iterator[tuple[str, str]]:
 
 PARTS = {
     "registration.json": registration,
-    "registration_gpu.json": registration_gpu,
     "scan.json": scan,
     "scan_gpu.json": scan_gpu,
     "stages.json": stages,

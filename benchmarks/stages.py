@@ -4,7 +4,8 @@
     python -m benchmarks.stages --parts imports register        the first two parts
 
 `imports`: a Python process that loads one package more each time. `register`: a 1 mm brain with compiled kernels on
-disk, and with none (an empty cache folder). `sizes`: the same brain resampled so that the working grid has 64^3 to
+disk, and with none (an empty cache folder). `warm`: registrations of that pair one after another in one process, as in
+Slicer. `sizes`: the same brain resampled so that the working grid has 64^3 to
 320^3 voxels, and an image of 512^3 voxels with the settings as they come.
 """
 
@@ -27,7 +28,7 @@ from .registration import PACKAGES, regmamba_command
 
 FILE = RESULTS / "stages.json"
 KEYS = ("part", "run", "repeat")
-PARTS = ("imports", "register", "sizes")
+PARTS = ("imports", "register", "warm", "sizes")
 CASE = "mindboggle_1mm"
 IMPORTS = {
     "Python alone": "pass",
@@ -81,6 +82,35 @@ def caches(job: Job, arguments: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as empty:
         row = register(job, (), arguments.limit, NUMBA_CACHE_DIR=empty, TRITON_CACHE_DIR=empty)
         yield {"part": "register", "run": "no kernels on disk", "repeat": 0, **row}
+
+
+def warm(job: Job, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Registrations in this process, with the network and without; the first of each does not count."""
+    from RegMambaLib import Settings
+    from RegMambaLib import register as run_once
+    from RegMambaLib.allocation import keep_freed_memory
+    from RegMambaLib.io.images import read_image
+    from RegMambaLib.registration.warmup import load_kernels
+
+    keep_freed_memory()  # as the program does
+    fixed, moving = read_image(job.fixed), read_image(job.moving)
+    for name, weights in (("with the network", "auto"), ("without", "none")):
+        settings = Settings(affine="none", weights=weights, device=arguments.device, threads=arguments.threads)
+        load_kernels(settings)
+        for repeat in range(-1, arguments.repeat):
+            result = run_once(fixed, moving, settings=settings)
+            if repeat >= 0:
+                run_name = f"{result.details['device']}, {name}"
+                stages = {**result.seconds, "total": sum(result.seconds.values())}
+                yield {"part": "warm", "run": run_name, "repeat": repeat, "stages": stages, **_card_memory()}
+
+
+def _card_memory() -> Row:
+    """The most that torch held on the graphics card, GiB; nothing where it held none."""
+    import torch
+
+    most = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
+    return {"gpu_memory_gb": most} if most else {}
 
 
 def spacing_for(job: Job, voxels: int) -> float:
@@ -151,6 +181,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--edges", nargs="+", type=int, default=[*EDGES, LARGE], help="of the part sizes")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto", help="of the part warm: auto, cpu or cuda")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds after which a run is ended")
     parser.add_argument("--json", type=Path, default=FILE, metavar="FILE", help="where the numbers are kept")
     return parser.parse_args(arguments)
@@ -165,6 +196,7 @@ def main() -> int:
         work = {
             "imports": lambda: imports(log, arguments),
             "register": lambda: caches(job, arguments),
+            "warm": lambda: warm(job, arguments),
             "sizes": lambda: sizes(job, arguments),
         }
         if set(arguments.parts) - {"imports"}:
@@ -172,7 +204,8 @@ def main() -> int:
         for part in arguments.parts:
             for row in work[part]():
                 store.put(row)
-                shown = (f"{name} {row[name]:.4g}" for name in ("process_seconds", "memory_gb") if name in row)
+                figures = {**row, "total": row.get("stages", {}).get("total")}
+                shown = (f"{n} {figures[n]:.4g}" for n in ("process_seconds", "total", "memory_gb") if figures.get(n))
                 print(f"{row['part']:<10}{row['run']:<28}{reason(row) or '  '.join(shown)}", flush=True)
     return 0
 
