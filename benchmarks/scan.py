@@ -211,7 +211,7 @@ def measured(
     if method.why_absent:
         return {"absent": method.why_absent}
     if expected > limit:
-        return {"failed": f"would take about {expected:.0f} s"}
+        return {"failed": f"would take about {expected:.2g} s"}
     if (needed := needed_bytes(method, length, directions, step)) > 0.8 * free_bytes(device):
         return {"failed": f"would need about {needed / 2**30:.0f} GiB"}
     try:
