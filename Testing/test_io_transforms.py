@@ -194,6 +194,7 @@ def test_files_that_hold_no_transform_are_refused(tmp_path):
     sitk.WriteTransform(sitk.AffineTransform(2), str(tmp_path / "plane.tfm"))
     refused(lambda: read_transform(tmp_path / "plane.tfm"), "plane.tfm", "2-D")
     refused(lambda: write_transform(affine(), tmp_path / "t.jpg"), "t.jpg", ".h5")
+    refused(lambda: write_transform(affine(), tmp_path / "t.h5", reference=GRID), "t.h5", "leave the reference out")
 
 
 def test_a_truncated_transform_is_refused_without_noise(tmp_path, capfd):

@@ -29,7 +29,7 @@ def compose(
     from ..io.images import read_grid
     from ..io.transforms import chain, check_writable, read_transform, write_transform
 
-    check_writable(output)
+    check_writable(output, reference)
     with staged_file(output, overwrite=overwrite) as out:
         grid = read_grid(reference) if reference else None
         write_transform(chain(*(read_transform(path) for path in transforms)), out, reference=grid)

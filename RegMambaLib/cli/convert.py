@@ -28,7 +28,7 @@ def convert(
     from ..io.images import read_grid
     from ..io.transforms import check_writable, read_transform, write_transform
 
-    check_writable(target)
+    check_writable(target, reference)
     with staged_file(target, overwrite=overwrite) as out:
         grid = read_grid(reference) if reference else None
         write_transform(read_transform(source), out, reference=grid)

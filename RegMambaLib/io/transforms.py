@@ -84,13 +84,14 @@ def write_transform(transform: sitk.Transform, path: str | Path, *, reference: G
         reference: grid of a displacement image; None takes the grid of the displacement inside the transform.
 
     Raises:
-        InputError: an unknown name, a transform that the format cannot hold, no grid, or a failed write.
+        InputError: an unknown name, a transform that the format cannot hold, a grid that is missing or not wanted, or a
+            failed write.
     """
     import SimpleITK as sitk
 
     path = Path(path)
     name = path.name.lower()
-    check_writable(path)
+    check_writable(path, reference)
     if name.endswith(CHAINS):
         if name.endswith(".mat"):
             transform = affine_transform(affine_matrix(transform))
@@ -116,11 +117,16 @@ def write_transform(transform: sitk.Transform, path: str | Path, *, reference: G
             sitk.WriteImage(field, str(path), useCompression=True, compressionLevel=1)
 
 
-def check_writable(path: Path) -> None:
-    """Raise `InputError` unless the name ends as a transform file that `write_transform` writes."""
+def check_writable(path: Path, reference: object = None) -> None:
+    """Raise `InputError` unless `write_transform` writes files of such a name, with a reference if one is given."""
     known = (*CHAINS, *(suffix for suffix in IMAGES if suffix != ".mhd"))
     if not path.name.endswith(known):  # ITK knows endings in small letters only
         raise InputError(f"Cannot write a transform as {path.name}; end its name in {', '.join(known)}.")
+    if reference is not None and path.name.endswith(CHAINS):
+        raise InputError(
+            f"{path.name} keeps the transform as it is, and no grid; leave the reference out, or name a displacement "
+            "image (.nii.gz, .nrrd, .mha)."
+        )
 
 
 def flatten(transform: sitk.Transform, grid: Grid) -> np.ndarray:
