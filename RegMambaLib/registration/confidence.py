@@ -12,8 +12,8 @@ import numpy as np
 from ..spatial import fields
 
 # Exponents of the three signs, and the factor before them: voxels. See the module for where they come from.
-EXPONENTS = (0.223, 0.703, 0.441)
-FACTOR = 2.507
+EXPONENTS = (0.316, 0.731, 0.433)
+FACTOR = 3.334
 # Gaussians, voxels: of the window that correlation is taken in, and over which signs are averaged.
 WINDOW, REACH = 1.5, 4.0
 
