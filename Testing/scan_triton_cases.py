@@ -65,6 +65,13 @@ def test_a_scan_as_the_networks_run_it_equals_the_reference():
     assert_agrees(selective_scan, tensors, delta_softplus=True, shape=shape, traversals=traversals)
 
 
+def test_sums_over_more_lanes_than_there_are_sums_equal_the_reference(monkeypatch):
+    for name, size in {"WIDEST": 32, "STATES_BACK": 1}.items():  # 16 lanes with a channel each
+        monkeypatch.setattr(triton_backend, name, size)
+    tensors = scan_inputs(1, ("whd-",), (2, 3, 3), 16, 1)
+    assert_agrees(selective_scan, tensors, delta_softplus=True, shape=(2, 3, 3), traversals=("whd-",))
+
+
 @pytest.mark.parametrize("optional", [(), ("D",), ("z",), ("delta_bias",)])
 def test_optional_inputs_can_be_left_out(optional):
     tensors = scan_inputs(1, ("hwd+",), (1, 1, 5), 2, 1, optional=optional)

@@ -127,6 +127,21 @@ def test_a_broken_triton_is_warned_of_once_and_torch_takes_its_place(monkeypatch
 
 
 @needs_triton
+def test_a_full_card_is_no_broken_triton(monkeypatch, untried):
+    from RegMambaLib.registration import triton_steps
+
+    def full(device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(triton_steps, "check", full)
+    for _ in range(2):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            engine_torch.steps_for(torch.device("cuda"))
+    monkeypatch.setattr(triton_steps, "check", lambda device: None)
+    assert engine_torch.steps_for(torch.device("cuda")) is triton_steps
+
+
+@needs_triton
 def test_triton_is_chosen_for_cuda_alone(monkeypatch, untried):
     from RegMambaLib.registration import triton_steps
 

@@ -162,3 +162,21 @@ def test_the_fastest_backend_that_works_is_chosen_for_the_device(monkeypatch):
     broken.clear()
     with pytest.raises(InputError, match="CUDA only"):
         selection.backend_module("triton", torch.device("cpu"), torch.float32)
+
+
+@needs_triton
+def test_gradients_are_tried_by_a_call_that_wants_them_and_not_before(monkeypatch):
+    from RegMambaLib.scan import triton_backend
+
+    tried = []
+    monkeypatch.setattr(selection, "_known", {})
+    monkeypatch.setattr(triton_backend, "check", lambda device: tried.append(torch.is_grad_enabled()))
+    cuda = torch.device("cuda")
+    selection.available_backends()
+    with use_backend("triton"), torch.no_grad():
+        selection.backend_module("auto", cuda, torch.float32)
+    assert tried == [False]
+    with use_backend("triton"):
+        selection.backend_module("auto", cuda, torch.float32)
+        selection.backend_module("auto", cuda, torch.float32)
+    assert tried == [False, True]

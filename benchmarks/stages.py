@@ -5,8 +5,8 @@
 
 `imports`: a Python process that loads one package more each time. `register`: a 1 mm brain with compiled kernels on
 disk, and with none (an empty cache folder). `warm`: registrations of that pair one after another in one process, as in
-Slicer. `sizes`: the same brain resampled so that the working grid has 64^3 to
-320^3 voxels, and an image of 512^3 voxels with the settings as they come.
+Slicer. `sizes`: the same brain resampled so that the working grid has 64^3 to 320^3 voxels, and an image of 512^3
+voxels with the settings as they come.
 """
 
 from __future__ import annotations
@@ -97,12 +97,21 @@ def warm(job: Job, arguments: argparse.Namespace) -> Iterator[Row]:
     for name, weights in (("with the network", "auto"), ("without", "none")):
         settings = Settings(affine="none", weights=weights, device=arguments.device, threads=arguments.threads)
         load_kernels(settings)
+        _forget_card_memory()
         for repeat in range(-1, arguments.repeat):
             result = run_once(fixed, moving, settings=settings)
             if repeat >= 0:
                 run_name = f"{result.details['device']}, {name}"
                 stages = {**result.seconds, "total": sum(result.seconds.values())}
                 yield {"part": "warm", "run": run_name, "repeat": repeat, "stages": stages, **_card_memory()}
+
+
+def _forget_card_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _card_memory() -> Row:

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from ..errors import is_out_of_memory
 from ..losses.mind import mind_ssc
 from ..spatial import fields
 from ..spatial.fields import gaussian_taps
@@ -123,12 +124,17 @@ def triton_for(device: torch.device) -> ModuleType | None:
 
 @cache
 def _triton_works(device: torch.device) -> bool:
-    """Tried once per device: a broken installation shows only when called. Without Triton there is no warning."""
+    """Tried once per device: a broken installation shows only when called. Without Triton there is no warning.
+
+    A lack of memory passes: it is raised, and not remembered.
+    """
     try:
         if find_spec("triton") is None:
             return False
         import_module(_TRITON).check(device)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"Triton does not work here ({reason}); refinement runs with torch, slower.", stacklevel=2)
         return False

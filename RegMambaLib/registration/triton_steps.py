@@ -1,13 +1,14 @@
-"""The steps of refinement as fused Triton kernels: `torch_steps` with the same functions, on an NVIDIA or AMD GPU.
-And those of repair, which are otherwise numba's.
+"""The steps of refinement, and those of repair, as fused Triton kernels, on an NVIDIA or AMD GPU.
+
+They have the functions of `torch_steps`; repair is numba's otherwise.
 
 What an iteration moves through memory, counted in volumes of 4 bytes per voxel, each array once (neighbours along an
 axis and in a cell are read again from the caches): LNCC 45 (warp 5; three passes over the products 5, 6 and 9; three
 over the coefficients 6, 6 and 8), smoothing the force 18, Adam 14, composition 9, smoothing the displacement 18, and
 1 for `inside`. Together 105 volumes or 420 bytes per voxel: 2.1 GB for 160 x 192 x 160 voxels, less where voxels are
 not inside. MIND-SSC has 31 in place of 45; labels add 13. The most that is held at once is 28 volumes (0.6 GB there),
-24 more with MIND-SSC; repair holds 8. An iteration is about 20 launches, of which none waits for another's result on
-the host.
+24 more with MIND-SSC; repair holds 11 at most. An iteration is about 20 launches, of which none waits for another's
+result on the host.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, Triton interprets the kernels on the CPU.
 """

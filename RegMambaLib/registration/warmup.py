@@ -44,13 +44,16 @@ def load_kernels(settings: Settings) -> None:
 
 def _load_kernels(settings: Settings, device: str) -> None:
     from ..scan import use_backend
+    from ..spatial.grid import Grid
+    from .grid import faded
     from .network import chosen_weights, load_weights, predict
     from .refine import Pair, refine
     from .repair import repair_and_invert
 
     volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
     pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32))
-    repair_and_invert(refine(pair, Settings(iterations=(1, 1)), device=device), 1.0, device=device)
+    u, _ = faded(refine(pair, Settings(iterations=(1, 1)), device=device), Grid(volume.shape, (1.0, 1.0, 1.0)))
+    repair_and_invert(u, 1.0, device=device)
     if device != "cpu" and settings.weights != "none":
         with use_backend(settings.scan):
             predict(load_weights(chosen_weights(settings.weights)), volume, volume, device=device)

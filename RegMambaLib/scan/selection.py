@@ -46,14 +46,16 @@ def set_backend(name: str) -> None:
     Raises InputError for an unknown name and MissingDependencyError for a backend that cannot run here.
     """
     global _process_choice
-    _require(name)
+    with torch.no_grad():  # a call that wants gradients tries them
+        _require(name)
     _process_choice = name
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """As `set_backend`, within a with-block and the current thread only."""
-    _require(name)
+    with torch.no_grad():
+        _require(name)
     token = _context_choice.set(name)
     try:
         yield
@@ -63,7 +65,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 def available_backends() -> dict[str, str | None]:
     """Every backend with None where it works, else the reason why it does not, in one sentence."""
-    return {name: _why_unusable(name) for name in _MODULES}
+    with torch.no_grad():
+        return {name: _why_unusable(name) for name in _MODULES}
 
 
 def backend_module(requested: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
@@ -129,6 +132,8 @@ def _why_unusable(name: str, device: torch.device | None = None) -> str | None:
     key = name, place, torch.is_grad_enabled()
     if key in _known:
         return _known[key]
+    if _known.get((name, place, True), "untried") is None:
+        return None
     try:
         module = importlib.import_module(_MODULES[name])
         module.check(torch.device("cpu") if _interpreted(name) else place)

@@ -211,12 +211,14 @@ class _Work:
         """Launch `carry` over the chunks of each span, and over the spans; `passed` and `spans` of `enter`."""
         count, sizes = triton.cdiv(self.chunks, SPAN), A.shape[1:]
         passed, spans, span_sums = torch.empty_like(sums), self._room(count, *sizes), self._room(count, sizes[1])
-        self._carry(states, A, sums, passed, spans, span_sums, SPAN, backward)
-        self._carry(spans, A, span_sums, None, None, None, count, False)  # these are in the order needed
+        self._carry(states, A, sums, passed, spans, span_sums, span=SPAN, backward=backward)
+        # The spans are in the order needed already.
+        self._carry(spans, A, span_sums, None, None, None, span=count, backward=False)
         return passed, spans
 
-    def _carry(self, states: torch.Tensor, A: torch.Tensor, *tensors_and_sizes: Any) -> None:
-        *tensors, span, backward = tensors_and_sizes
+    def _carry(
+        self, states: torch.Tensor, A: torch.Tensor, *tensors: torch.Tensor | None, span: int, backward: bool
+    ) -> None:
         chunks, (order, channels) = states.shape[2], A.shape[1:]
         width = min(32, triton.next_power_of_2(channels))
         grid = (triton.cdiv(chunks, span) * triton.cdiv(channels, width), order, self.directions)

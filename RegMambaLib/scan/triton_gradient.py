@@ -52,12 +52,12 @@ def over_lanes(values, COUNT: tl.constexpr, SPREAD: tl.constexpr):
     A lane gets max(1, COUNT / SPREAD) of them, the first lane the first ones; where there are fewer than lanes, every
     SPREAD / COUNT lanes get the same one. Half the values change lanes at each step, instead of all at each.
     """
-    if SPREAD > 1:
-        if COUNT > 1:
-            values = over_lanes(folded(values, COUNT, SPREAD // 2), COUNT // 2, SPREAD // 2)
-        else:
-            total = values[0] + tl.gather(values[0], tl.arange(0, LANES) ^ (SPREAD // 2), 0)
-            values = over_lanes((total,), 1, SPREAD // 2)
+    for k in tl.static_range(5):  # up to 32 lanes; Triton before 3.6 knows no recursion
+        if SPREAD >> k > 1:
+            if COUNT >> k > 1:
+                values = folded(values, COUNT >> k, SPREAD >> k + 1)
+            else:
+                values = (values[0] + tl.gather(values[0], tl.arange(0, LANES) ^ (SPREAD >> k + 1), 0),)
     return values
 
 
@@ -127,9 +127,10 @@ def walk_back(
     plan = read_plan(plans, group)
     token, i1, i2 = locate(tl.minimum(length - number * chunk - count, length - 1), plan)
     SUMS: tl.constexpr = triton.next_power_of_2(2 * ORDER)
-    EACH: tl.constexpr = max(1, SUMS // SPREAD)
+    EACH: tl.constexpr = SUMS // SPREAD if SUMS > SPREAD else 1
+    ALIKE: tl.constexpr = SPREAD // SUMS if SPREAD > SUMS else 1
     own = tl.arange(0, LANES) % SPREAD * SUMS // SPREAD  # of the sums over channels, the lane's first
-    once = tl.arange(0, LANES) % max(1, SPREAD // SUMS) == 0
+    once = tl.arange(0, LANES) % ALIKE == 0
     for k in range(0, chunk, UNROLL):
         start = chunk - UNROLL - k
         # Of the tile's tokens, the last one first.
@@ -167,14 +168,14 @@ def walk_back(
             inside = start + UNROLL - 1 - i < count
             at = tokens[i].to(tl.int64) * channels.to(tl.int64)
             row = tokens[i].to(tl.int64) * ORDER
-            steps, gouts, gates, shares = (), (), (), ()
+            steps, gouts, gates, opens = (), (), (), ()
             for j in tl.static_range(PART):
                 steps += (time_step(raws[i * PART + j], inside, SOFTPLUS),)
                 gout = tl.where(inside, pulls[i * PART + j], 0.0)
                 if z is not None:
                     gate = cell(z, at, e + j * SPREAD, channels, EVEN)
                     gates += (gate,)
-                    shares += (tl.sigmoid(gate),)
+                    opens += (tl.sigmoid(gate),)
                     if gains is not None:
                         gout *= gate * tl.sigmoid(gate)
                 gouts += (gout,)
@@ -192,11 +193,11 @@ def walk_back(
                         total += (values[j] + (kept + steps[j] * inputs[i * PART + j] * b) * c,)
                     values = total
                 for j in tl.static_range(PART):
-                    slope = gouts[j] * values[j] * shares[j] * (1 + gates[j] * (1 - shares[j]))
+                    slope = gouts[j] * values[j] * opens[j] * (1 + gates[j] * (1 - opens[j]))
                     put(gz, at, e + j * SPREAD, slope, inside, channels, EVEN)
-                    gated += (gouts[j] * gates[j] * shares[j],)
+                    gated += (gouts[j] * gates[j] * opens[j],)
                 gouts = gated
-            gdrives, gsteps = rows(None, 0, e, channels, PART, SPREAD, EVEN), ()
+            gdrives = rows(None, 0, e, channels, PART, SPREAD, EVEN)
             gsteps = gdrives
             before, grates_now, by_b, by_c = (), (), (), ()
             for n in tl.static_range(ORDER):

@@ -70,7 +70,7 @@ def advance_if(more, token, i1, i2, plan):
 def softplus(x):
     """log(1 + e^x) as max(x, 0) + z p(z) with z = e^-|x|: the GPU's logarithm would lose small steps.
 
-    p is a least-maximum fit of log(1 + z) / z on 0 to 1; the relative error is 2e-7.
+    p is a least-maximum fit of log(1 + z) / z on 0 to 1, with a relative error of 2e-7.
     """
     z = tl.exp2(tl.abs(x) * -1.4426950408889634)
     p = z * 0.005232623778283596 - 0.029504956677556038
