@@ -53,6 +53,7 @@ def _load_kernels(settings: Settings, device: str) -> None:
     volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
     pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32))
     u, _ = faded(refine(pair, Settings(iterations=(1, 1)), device=device), Grid(volume.shape, (1.0, 1.0, 1.0)))
+    u[0, 8, 8, 8] += 3  # a fold to mend
     repair_and_invert(u, 1.0, device=device)
     if device != "cpu" and settings.weights != "none":
         with use_backend(settings.scan):
