@@ -103,6 +103,18 @@ def test_volumes_one_voxel_thin_move_alike(metric, shape):
 
 
 @pytest.mark.parametrize("metric", ["lncc", "mind"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_nothing_moves_across_a_few_slices(metric, axis):
+    weight = np.zeros(SHAPE, np.float32)
+    np.moveaxis(weight, axis, 0)[5:8] = 1
+    both, start = replace(pair(guided=False), weight=weight), np.zeros((3, *SHAPE), np.float32)
+    for engine in (kind(both, start, Settings(), metric) for kind in (NumbaEngine, TorchEngine)):
+        engine.step()
+        moved = np.abs(engine.displacement()).reshape(3, -1).max(axis=1)
+        assert moved[axis] == 0 and np.delete(moved, axis).min() > 0.05
+
+
+@pytest.mark.parametrize("metric", ["lncc", "mind"])
 def test_constant_images_leave_the_start_alone_to_the_last_bit(metric):
     flat, start = np.ones(SHAPE, np.float32), fractional(SHAPE, reach=1)
     engine = TorchEngine(Pair(flat, flat, NO_WEIGHT), start, Settings(), metric)

@@ -9,7 +9,7 @@ from ..spatial import fields
 from ..spatial import kernels as spatial_kernels
 from ..spatial.fields import gaussian_taps
 from . import kernels, lncc_kernels
-from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, SAME_LNCC, Pair
+from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, SAME_LNCC, THIN, Pair
 from .settings import Settings
 
 # Voxels beyond the active region in which the displacement may still fade out, at every level.
@@ -38,6 +38,7 @@ class NumbaEngine:
         self.radius = settings.window // 2
         self.iteration = 0
         self.share, self.floor = floor, 0.0
+        self.still = still_axes(pair)
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             self.pull = np.zeros_like(self.u)
@@ -58,6 +59,7 @@ class NumbaEngine:
         similarity = self._image_force()
         if self.guided:
             self._add_label_force()
+        self.force[self.still] = 0
         self._smooth(self.force, self.update_taps, self.buffer)
         if self.iteration == 1:
             self.floor = self.share * kernels.longest(self.buffer, self.spans) + 1e-20
@@ -132,6 +134,13 @@ def windows_of(pair: Pair, inside: np.ndarray) -> float:
     """What all windows of a level count together, at least 1: the largest sum of squared LNCC."""
     counted = pair.weight[inside].sum(dtype=np.float64) if pair.weight.size else inside.sum()
     return max(float(counted), 1.0)
+
+
+def still_axes(pair: Pair) -> list[int]:
+    """The axes (k, j, i) along which fewer than `THIN` voxels are compared: nothing is to be pulled along them."""
+    inside = pair.weight > 0.5 if pair.weight.size else np.ones(pair.fixed.shape, bool)
+    reached = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return [axis for axis, there in enumerate(reached) if there.size > 0 and there[-1] - there[0] + 1 < THIN]
 
 
 def level_spans(pair: Pair) -> np.ndarray:

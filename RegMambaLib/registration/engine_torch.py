@@ -16,7 +16,7 @@ from ..losses.mind import mind_ssc
 from ..spatial import fields
 from ..spatial.fields import gaussian_taps
 from . import torch_steps
-from .engine_numba import level_spans, windows_of
+from .engine_numba import level_spans, still_axes, windows_of
 from .refine import ADAM_FLOOR, SAME_LNCC, Pair
 from .settings import Settings
 
@@ -66,6 +66,7 @@ class TorchEngine:
         self.no_smoothing = torch.zeros_like(self.total_taps)
         self.no_smoothing[self.total_taps.numel() // 2] = 1
         self.share, self.floor = floor, torch.zeros((), device=device)
+        self.still = still_axes(pair)
         self.iteration = 0
 
     def step(self) -> torch.Tensor:
@@ -77,6 +78,8 @@ class TorchEngine:
         force, similarity = self._image_force()
         if self.guided:
             force = self._with_labels(force)
+        for axis in self.still:
+            force[axis] = 0
         force = self.steps.smooth(force, self.update_taps, self.inside)
         if self.iteration == 1:
             self.floor = self.share * force.square().sum(0).amax().sqrt() + 1e-20

@@ -33,6 +33,9 @@ COARSE_UPDATE = 1.4
 # Voxels along an axis below which no level goes: a window of five would see too much of the anatomy at once, and on
 # cut-outs of 40 mm such a level led away from the answer as often as to it.
 COARSEST = 24
+# Voxels along an axis below which what is compared tells nothing of a movement along it. Forces across three slices
+# took the Dice of slabs of four and six slices (cut out of brains at 2 mm) from .36 to .31 and from .45 to .41.
+THIN = 4
 # Iterations after which to wait for a device, so that what is told is done and a cancel is heard in time.
 WAIT = 4
 # Work at the finest level (voxels with anatomy times iterations) up to which more iterations are as good as free, and
