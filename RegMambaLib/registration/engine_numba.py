@@ -138,9 +138,10 @@ def windows_of(pair: Pair, inside: np.ndarray) -> float:
 
 def still_axes(pair: Pair) -> list[int]:
     """The axes (k, j, i) along which fewer than `THIN` voxels are compared: nothing is to be pulled along them."""
-    inside = pair.weight > 0.5 if pair.weight.size else np.ones(pair.fixed.shape, bool)
-    reached = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    return [axis for axis, there in enumerate(reached) if there.size > 0 and there[-1] - there[0] + 1 < THIN]
+    lengths = list(pair.fixed.shape)
+    if pair.weight.size:
+        lengths = [span.stop - span.start for span in fields.box_of(pair.weight > 0.5) or ()]
+    return [axis for axis, length in enumerate(lengths) if length < THIN]
 
 
 def level_spans(pair: Pair) -> np.ndarray:

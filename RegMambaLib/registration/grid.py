@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ..errors import InputError
+from ..spatial import fields
 from ..spatial.grid import Grid
 from ..spatial.itk import grown
 
@@ -138,12 +139,8 @@ def _assign(strength: np.ndarray) -> list[int]:
 
 def box_corners(grid: Grid, mask: np.ndarray) -> np.ndarray:
     """(8, 3) LPS mm corners of the mask's bounding box; of the whole volume when the mask is empty."""
-    low, high = [], []
-    for axis, n in zip((2, 1, 0), grid.size, strict=True):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        low.append(int(hit[0]) if hit.size else 0)
-        high.append(int(hit[-1]) if hit.size else n - 1)
-    ends = list(zip(low, high, strict=True))
+    box = fields.box_of(mask) or tuple(slice(0, n) for n in mask.shape)
+    ends = [(span.start, span.stop - 1) for span in box[::-1]]
     return grid.world(np.array([[i, j, k] for i in ends[0] for j in ends[1] for k in ends[2]], float))
 
 

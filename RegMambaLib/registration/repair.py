@@ -107,19 +107,6 @@ def _place(device: str) -> _Place:
     return _Place(np.asarray, np.asarray, partial(jacobian_determinant, strict=True), np.flatnonzero, fields.invert)
 
 
-def remove_folds(
-    displacement: np.ndarray, *, margin: float = DETERMINANT_MARGIN, rounds: int = 200
-) -> tuple[np.ndarray, int, int]:
-    """A copy of (3, k, j, i) voxels of which no finite-difference Jacobian is below `margin`; see `mend`.
-
-    Returns:
-        The displacement, the number of voxels that were below the margin, and the number that still are.
-    """
-    u = np.array(displacement, np.float32)
-    bad = np.flatnonzero(jacobian_determinant(u, strict=True) < margin)
-    return u, bad.size, mend(u, bad, margin, rounds=rounds)
-
-
 def mend(u: np.ndarray, bad: np.ndarray, margin: float, *, rounds: int = 200) -> int:
     """Smooth (3, k, j, i) float32 voxels locally, in place, until no finite-difference Jacobian is below `margin`.
 

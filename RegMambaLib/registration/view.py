@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..spatial import fields
 from ..spatial.grid import Grid
 from .preprocess import Prepared
 
@@ -59,16 +60,16 @@ def whole_windows(weight: np.ndarray, edge: int) -> np.ndarray:
 
     Along an axis on which the inside is thin the edge counts as shorter, so that half of the inside is left.
     """
-    from scipy.ndimage import find_objects, minimum_filter
+    from scipy.ndimage import minimum_filter
 
     if weight.size == 0:
         return weight
-    inside = (weight > 0.999).astype(np.uint8)
-    box = find_objects(inside)
-    if not box:
+    inside = weight > 0.999
+    box = fields.box_of(inside)
+    if box is None:
         return weight
-    edges = [min(edge, (span.stop - span.start) // 4 * 2 + 1) for span in box[0]]
-    whole = minimum_filter(inside, size=edges)
+    edges = [min(edge, (span.stop - span.start) // 4 * 2 + 1) for span in box]
+    whole = minimum_filter(inside.view(np.uint8), size=edges)
     return whole.astype(np.float32) if whole.any() else weight
 
 
@@ -109,9 +110,5 @@ def _cut_faces(side: Prepared) -> tuple[tuple[slice, slice, slice], list[tuple[b
 
 def _without_padding(image: np.ndarray) -> tuple[slice, slice, slice]:
     """The smallest box outside which every voxel has the value of the first one."""
-    other = image != image[0, 0, 0]
-    spans = []
-    for axis, size in enumerate(image.shape):
-        planes = np.flatnonzero(other.any(axis=tuple(a for a in range(3) if a != axis)))
-        spans.append(slice(int(planes[0]), int(planes[-1]) + 1) if planes.size else slice(0, size))
-    return spans[0], spans[1], spans[2]
+    k, j, i = image.shape
+    return fields.box_of(image != image[0, 0, 0]) or (slice(0, k), slice(0, j), slice(0, i))

@@ -72,7 +72,7 @@ def softplus(x):
 
     p is a least-maximum fit of log(1 + z) / z on 0 to 1, with a relative error of 2e-7.
     """
-    z = tl.exp2(tl.abs(x) * -1.4426950408889634)
+    z = tl.exp2(tl.abs(x) * -LOG2_E)
     p = z * 0.005232623778283596 - 0.029504956677556038
     p = p * z + 0.07822549343109131
     p = p * z - 0.1366320699453354

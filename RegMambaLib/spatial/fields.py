@@ -134,5 +134,16 @@ def within(spans: np.ndarray, width: int) -> np.ndarray:
     return mask
 
 
+def box_of(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The smallest box (k, j, i) with all that is set in a boolean volume, or None where nothing is."""
+    spans = []
+    for axis in range(3):
+        planes = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if planes.size == 0:
+            return None
+        spans.append(slice(int(planes[0]), int(planes[-1]) + 1))
+    return spans[0], spans[1], spans[2]
+
+
 def _contiguous(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
