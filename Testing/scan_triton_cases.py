@@ -8,9 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from test_scan import CASES, scan_inputs, values_and_gradients
 
-from RegMambaLib.scan import TRAVERSALS, available_backends, causal_conv1d, selective_scan, triton_backend
+from RegMambaLib.scan import TRAVERSALS, available_backends, causal_conv1d, selection, selective_scan, triton_backend
+from RegMambaLib.scan.triton_kernels import locate, read_cut, read_plan, share, upcoming
 
 INTERPRETED = triton_backend.interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -22,19 +25,31 @@ SMALL_CASES = {
 }
 
 
-# In the interpreter few tokens must do for several tiles, chunks, spans and channel blocks; on the GPU fewer states a
-# lane compile faster.
-PIECES = {"STATES": 8, "STATES_BACK": 4}
-if INTERPRETED:
-    PIECES |= {"CARRY_UNROLL": 2, "WIDEST": 4, "SPAN": 2, "UNROLL_BACK": 2}
+# In the interpreter few tokens must do for several tiles, chunks, spans and channel blocks.
+PIECES = {"CARRY_UNROLL": 2, "WIDEST": 4, "SPAN": 2, "UNROLL": 2} if INTERPRETED else {}
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(request, monkeypatch):
     """But for tests marked `as_it_is`."""
+    triton_backend._plans.cache_clear()  # chunks depend on the pieces
     if "as_it_is" not in request.keywords:
         for name, size in PIECES.items():
             monkeypatch.setattr(triton_backend, name, size)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What `_Work.run` launches from here on: what it writes, and the tensors by name."""
+    found, run = [], triton_backend._Work.run
+
+    def record(work, kernel, writes, **tensors):
+        found.append((writes, tensors))
+        run(work, kernel, writes, **tensors)
+
+    monkeypatch.setattr(selection, "_why_unusable", lambda *given: None)  # which launches too, the first time
+    monkeypatch.setattr(triton_backend._Work, "run", record)
+    return found
 
 
 def assert_agrees(function, tensors, tolerance=1e-5 if INTERPRETED else 1e-4, **options):
@@ -66,10 +81,115 @@ def test_a_scan_as_the_networks_run_it_equals_the_reference():
 
 
 def test_sums_over_more_lanes_than_there_are_sums_equal_the_reference(monkeypatch):
-    for name, size in {"WIDEST": 32, "STATES_BACK": 1}.items():  # 16 lanes with a channel each
-        monkeypatch.setattr(triton_backend, name, size)
+    monkeypatch.setattr(triton_backend, "WIDEST", 16)  # lanes with a channel each; sums for one state and two tokens
     tensors = scan_inputs(1, ("whd-",), (2, 3, 3), 16, 1)
     assert_agrees(selective_scan, tensors, delta_softplus=True, shape=(2, 3, 3), traversals=("whd-",))
+
+
+def test_more_states_than_a_lane_has_several_channels_for_equal_the_reference():
+    tensors = scan_inputs(1, ("dwh+",), (1, 3, 2), 2, triton_backend.LANE_ORDER + 1)
+    assert_agrees(selective_scan, tensors, delta_softplus=True, shape=(1, 3, 2), traversals=("dwh+",))
+
+
+@triton.jit
+def visit(plans, chunks, length, LONGEST: tl.constexpr, UNROLL: tl.constexpr, visits, chunk_of, step_of, slot_of):
+    """By direction and token: how many chunks come to it, the last one's number, its step there, and the chunk's slot.
+
+    Tokens that come again after a chunk's end must be its last one: written there once more.
+    """
+    group = tl.program_id(2)
+    cut, plan = read_cut(plans, group), read_plan(plans, group)
+    number, _, begin, count, _ = share(cut, chunks, 1, 1)
+    slot, spot = tl.program_id(0) * 32 + tl.arange(0, 32), locate(begin, plan)
+    for at in tl.static_range(0, LONGEST, UNROLL):
+        tokens, spot = upcoming(spot, at, 0, count - 1, plan, UNROLL)
+        for i in tl.static_range(UNROLL):
+            here = group * length + tokens[i]
+            tl.atomic_add(visits + here, 1, mask=at + i < count)
+            tl.store(chunk_of + here, number, mask=count > 0)
+            tl.store(slot_of + here, slot, mask=count > 0)
+            tl.store(step_of + here, tl.minimum(at + i, count - 1), mask=count > 0)
+
+
+def visited(shape):
+    """What `visit` writes along every traversal, (4, 12, L), and the cuts."""
+    visits = tuple(TRAVERSALS.values())
+    cuts, length = [triton_backend.Cut.of(shape, traversal) for traversal in visits], int(np.prod(shape))
+    plans, _ = triton_backend._both_plans(shape, visits, torch.device(DEVICE))
+    found = torch.zeros(4, len(visits), length, dtype=torch.int32, device=DEVICE)
+    chunks, longest = max(cut.chunks for cut in cuts), max(cut.chunk for cut in cuts)
+    visit[(triton.cdiv(chunks, 32), 1, len(visits))](plans, chunks, length, longest + 3, 3, *found)
+    return found.cpu(), cuts
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((1, 1, 1), 4),
+        ((1, 1, 37), 8),
+        ((37, 1, 1), 4),
+        ((2, 19, 2), 4),
+        ((60, 2, 2), 8),
+        ((5, 6, 7), 4),
+        ((3, 4, 9), 32),
+    ],
+)
+def test_every_token_lies_in_exactly_one_chunk(monkeypatch, shape, wanted):
+    for name in ("UNROLL", "LONGEST_CHUNK"):
+        monkeypatch.setattr(triton_backend, name, wanted)
+    (visits, chunk_of, step_of, _), cuts = visited(shape)
+    assert (visits == 1).all()
+    for traversal, cut, chunks, steps in zip(TRAVERSALS.values(), cuts, chunk_of, step_of, strict=True):
+        tokens = traversal.arrange(torch.arange(len(steps)).view(1, -1, 1), shape).flatten()
+        chunks, steps = chunks[tokens].long(), steps[tokens].long()
+        follows = torch.where(chunks[1:] == chunks[:-1], steps[:-1] + 1, 0)
+        assert chunks[0] == steps[0] == 0 and torch.equal(steps[1:], follows)
+        assert set(chunks.diff().tolist()) <= {0, 1} and chunks[-1] == cut.chunks - 1
+        assert steps.max() < cut.chunk <= wanted
+
+
+def test_lines_that_lie_side_by_side_run_side_by_side(monkeypatch):
+    monkeypatch.setattr(triton_backend, "UNROLL", 8)  # no chunk is shorter, so each is one line
+    (_, _, steps, slots), cuts = visited((5, 6, 7))
+    assert {cut.abreast for cut in cuts} == {True, False}
+    for name, step, slot in zip(TRAVERSALS, steps.view(-1, 5, 6, 7), slots.view(-1, 5, 6, 7), strict=True):
+        along_memory, slot_changes = step.diff(dim=-1), slot.diff(dim=-1)
+        if name[2] == "d":
+            assert (slot_changes == 0).all() and (along_memory.abs() == 1).all(), name
+        else:
+            assert (slot_changes.abs() == 1).all() and (along_memory == 0).all(), name
+
+
+def test_the_forward_pass_marks_the_state_before_each_tile(monkeypatch, launches):
+    cut = triton_backend.Cut(parts=2, part=9, chunk=5, abreast=True)
+    monkeypatch.setattr(triton_backend.Cut, "of", lambda *given: cut)
+    shape, name, unroll = (2, 3, 3), "whd-", triton_backend.UNROLL
+    tensors = scan_inputs(1, (name,), shape, 3, 2)
+    leaves = {key: tensor.to(DEVICE).requires_grad_() for key, tensor in tensors.items()}
+    selective_scan(**leaves, delta_softplus=True, shape=shape, traversals=(name,), backend="triton")
+    writes, given = launches[-1]
+    u, delta, B = (TRAVERSALS[name].arrange(tensors[key][:, 0], shape)[0].double() for key in ("u", "delta", "B"))
+    steps = torch.nn.functional.softplus(delta + tensors["delta_bias"].double())
+    states = [torch.zeros(2, 3, dtype=torch.float64)]
+    for x, step, b in zip(u, steps, B, strict=True):
+        states.append(torch.exp(step * tensors["A"][0].double().T) * states[-1] + b[:, None] * step * x)
+    marks = given["marks"][0, 0].cpu().double().unflatten(0, (cut.chunks, -1))
+    assert writes == "y, marks" and marks.shape[1] == triton.cdiv(cut.chunk, unroll)
+    for chunk, (begin, end) in enumerate([(0, 5), (5, 9), (9, 14), (14, 18)]):
+        for tile, position in enumerate(range(begin, end, unroll)):
+            torch.testing.assert_close(marks[chunk, tile], states[position], rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_without_gradients_leaves_no_marks(launches):
+    tensors = {name: value.to(DEVICE) for name, value in scan_inputs(1, ("hwd+",), (1, 1, 5), 2, 1).items()}
+    leaves = {**tensors, "A": tensors["A"].clone().requires_grad_()}
+    selective_scan(**tensors, backend="triton")
+    with torch.no_grad():
+        selective_scan(**leaves, backend="triton")
+    with torch.inference_mode():
+        selective_scan(**leaves, backend="triton")
+    assert [writes for writes, _ in launches] == ["gains", "y"] * 3
+    assert all(given.get("marks") is None for _, given in launches)
 
 
 @pytest.mark.parametrize("optional", [(), ("D",), ("z",), ("delta_bias",)])
@@ -172,10 +292,7 @@ def test_the_check_notices_wrong_numbers(monkeypatch):
         triton_backend.check(torch.device(DEVICE))
 
 
-def test_all_traversals_run_in_one_launch(monkeypatch):
-    launches = []
-    run = triton_backend._Work.run
-    monkeypatch.setattr(triton_backend._Work, "run", lambda *given, **named: launches.append(run(*given, **named)))
+def test_all_traversals_run_in_one_launch(launches):
     names = tuple(TRAVERSALS)
     tensors = {name: value.to(DEVICE) for name, value in scan_inputs(1, names, (1, 1, 2), 1, 1).items()}
     selective_scan(**tensors, shape=(1, 1, 2), traversals=names, backend="triton")

@@ -56,16 +56,16 @@ class Recorder:
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The kernels and arguments of one scan, one convolution and their gradients, over several chunks."""
+    """The kernels and arguments of scans without and with gradients, and of a convolution, over several chunks."""
     from RegMambaLib.scan import triton_backend
 
     found = []
-    for name in ("walk", "carry", "walk_back", "convolve"):
+    for name in ("walk", "carry", "walk_back", "gradients", "convolve"):
         monkeypatch.setattr(triton_backend, name, Recorder(getattr(triton_backend, name), found))
     visits = [TRAVERSALS[name] for name in NAMES]
 
-    def record(dtype):
-        t = scan_inputs(1, NAMES, (6, 5, 10), 32, 8, shared=True)
+    def record(dtype, states):
+        t = scan_inputs(1, NAMES, (6, 5, 10), 32, states, shared=True)
         t.update({name: t[name].to(dtype) for name in ("u", "delta", "B", "C", "z")})
 
         def scan(u, delta, A, B, C, D, z, delta_bias):
@@ -75,6 +75,7 @@ def launches(monkeypatch):
         def convolution(x, weight, bias):
             return triton_backend.causal_conv1d(x, weight, bias, True, (6, 5, 10), visits).float()
 
+        scan(**t)
         values_and_gradients(scan, t)
         values_and_gradients(convolution, {"x": t["u"], "weight": torch.randn(2, 32, 4), "bias": t["D"]})
         return found
@@ -106,20 +107,39 @@ def compiled(kernel, arguments, capability):
 
 
 @needs_triton
-@pytest.mark.parametrize(("capability", "dtype", "states"), [(80, torch.bfloat16, 8), (90, torch.float32, 16)])
-def test_every_launch_compiles_to_machine_code(launches, monkeypatch, capability, dtype, states):
-    from RegMambaLib.scan import triton_backend
-
-    monkeypatch.setattr(triton_backend, "STATES", states)  # 32 take much longer to compile
-    monkeypatch.setattr(triton_backend, "STATES_BACK", 8)
-    recorded = launches(dtype)
+@pytest.mark.parametrize(("capability", "dtype", "states"), [(80, torch.bfloat16, 3), (90, torch.float32, 8)])
+def test_every_launch_compiles_to_machine_code(launches, capability, dtype, states):
+    recorded = launches(dtype, states)
     assert [kernel.__name__ for kernel, _ in recorded] == [
-        *("walk", "carry", "carry", "walk"),
-        *("walk_back", "carry", "carry", "walk", "walk_back"),
+        *("walk", "carry", "carry", "walk") * 2,
+        *("walk_back", "carry", "carry", "gradients"),
         *("convolve", "convolve", "convolve"),
     ]
     for kernel, arguments in recorded:
         assert compiled(kernel, arguments, capability).asm["cubin"], kernel.__name__
+
+
+@needs_triton
+def test_only_triton_for_nvidia_is_given_a_limit_of_registers(launches, monkeypatch):
+    from RegMambaLib.scan import triton_backend
+
+    def limits():
+        found = launches(torch.float32, 1)
+        named = {(kernel.__name__, a.get("y") is None, a.get("marks") is None): a.get("maxnreg") for kernel, a in found}
+        found.clear()
+        return named
+
+    assert limits() == {
+        ("walk", True, True): 96,
+        ("walk", False, True): None,
+        ("walk", False, False): 128,
+        ("walk_back", True, True): 96,
+        ("gradients", True, False): 168,
+        ("carry", True, True): None,
+        ("convolve", False, True): None,
+    }
+    monkeypatch.setattr(triton_backend, "_LIMITED", False)
+    assert not any(limits().values())
 
 
 @needs_triton

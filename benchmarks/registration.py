@@ -31,7 +31,9 @@ KEYS = ("case", "pair", "method", "repeat")
 # Ways to call RegMamba: options of `register`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "RegMamba": (),
+    "RegMamba, no structures": ("--set", "structures=false"),
     "RegMamba, no network": ("--weights", "none"),
+    "RegMamba, no network, longer": ("--weights", "none", "--set", "iterations=80,60,14"),
     "RegMamba, network only": ("--set", "iterations=[]"),
 }
 START = "start"

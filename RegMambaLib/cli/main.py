@@ -26,6 +26,7 @@ from .jacobian import jacobian
 from .options import settings_help
 from .register import register
 from .train import train
+from .train_structures import train_structures
 from .warmup import warmup
 
 DEBUG = "REGMAMBA_DEBUG"
@@ -46,6 +47,7 @@ app.command(no_args_is_help=True, epilog=settings_help())(register)
 for command in (apply, invert, compose, jacobian, evaluate, inspect, convert):
     app.command(no_args_is_help=True)(command)
 app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(train_structures)
 app.command()(info)
 app.command()(warmup)
 app.command()(demo)

@@ -53,7 +53,7 @@ def load_network(path: str | PathLike[str]) -> RegistrationNetwork:
     """The network of a weight file, float32, on the CPU, in evaluation mode. Raises InputError if it is not
     one.
     """
-    header, tensors = _read(Path(path), with_tensors=True)
+    header, tensors = read_weights(Path(path), _FORMAT)
     network = build_network(_config(header, path))
     expected = network.state_dict()
     wrong = sorted(expected.keys() ^ tensors.keys())
@@ -68,11 +68,12 @@ def load_network(path: str | PathLike[str]) -> RegistrationNetwork:
 
 def read_card(path: str | PathLike[str]) -> dict[str, Any]:
     """The card of a weight file, without its weights. Raises InputError if it is not one."""
-    header, _ = _read(Path(path), with_tensors=False)
+    header, _ = read_weights(Path(path), _FORMAT, with_tensors=False)
     return json.loads(header.get("card", "{}"))
 
 
-def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_weights(path: Path, kind: str, *, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of a safetensors file whose header says `kind` under "format"; InputError if it is not one."""
     if not path.is_file():
         raise InputError(f"There is no weight file '{path}'; check the path.")
     try:
@@ -83,8 +84,8 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, tor
         raise InputError(
             f"'{path}' cannot be read as a safetensors file ({error}); it is damaged or of another kind."
         ) from error
-    if header.get("format") != _FORMAT:
-        raise InputError(f"'{path}' is not a RegMamba weight file of a known version; write it with save_network.")
+    if header.get("format") != kind:
+        raise InputError(f"'{path}' is not a RegMamba weight file of the kind needed here, or of an unknown version.")
     return header, tensors
 
 

@@ -9,6 +9,7 @@ from ..spatial import fields
 from ..spatial import kernels as spatial_kernels
 from ..spatial.fields import gaussian_taps
 from . import kernels, lncc_kernels
+from .map_pull import MapPull
 from .refine import ADAM_BETAS, ADAM_FLOOR, LNCC_EPSILON, SAME_LNCC, THIN, Pair
 from .settings import Settings
 
@@ -42,6 +43,7 @@ class NumbaEngine:
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             self.pull = np.zeros_like(self.u)
+        self.maps = None if pair.fixed_maps is None else MapPull(pair)
         self.metric = metric
         if metric == "mind":
             self.fixed_features = _mind(pair.fixed)
@@ -59,6 +61,8 @@ class NumbaEngine:
         similarity = self._image_force()
         if self.guided:
             self._add_label_force()
+        if self.maps is not None:
+            self.maps.add(self.u, self.spans, self.force)
         self.force[self.still] = 0
         self._smooth(self.force, self.update_taps, self.buffer)
         if self.iteration == 1:

@@ -180,3 +180,54 @@ def longest(vectors, spans):
                 _add_square(lengths[: high - low], vectors[k, z, y, low:high])
             largest[z] = max(largest[z], lengths.max())
     return np.sqrt(largest.max())
+
+
+@njit(**OPTIONS)
+def mean_square(field, spans):
+    """Mean over the whole volume of |v|^2 of a field (3, k, j, i) that counts within spans only."""
+    totals = np.zeros(field.shape[1], np.float64)
+    for z in prange(field.shape[1]):
+        for y in range(field.shape[2]):
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
+                for n in range(3):
+                    totals[z] += field[n, z, y, x] * field[n, z, y, x]
+    return totals.sum() / max(field[0].size, 1)
+
+
+@njit(**OPTIONS)
+def add_resized(field, factor, spans, out):
+    """out += factor field within spans, a field (3, k, j, i) of another resolution over the same extent, trilinear."""
+    Z, Y, X = field.shape[1:]
+    sz, sy, sx = Z / out.shape[1], Y / out.shape[2], X / out.shape[3]
+    for z in prange(out.shape[1]):
+        z0, z1, fz = split(np.float32((z + 0.5) * sz - 0.5), Z)
+        for y in range(out.shape[2]):
+            y0, y1, fy = split(np.float32((y + 0.5) * sy - 0.5), Y)
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
+                x0, x1, fx = split(np.float32((x + 0.5) * sx - 0.5), X)
+                for n in range(3):
+                    a = field[n, z0, y0, x0] * (ONE - fx) + field[n, z0, y0, x1] * fx
+                    b = field[n, z0, y1, x0] * (ONE - fx) + field[n, z0, y1, x1] * fx
+                    c = field[n, z1, y0, x0] * (ONE - fx) + field[n, z1, y0, x1] * fx
+                    d = field[n, z1, y1, x0] * (ONE - fx) + field[n, z1, y1, x1] * fx
+                    value = (a * (ONE - fy) + b * fy) * (ONE - fz) + (c * (ONE - fy) + d * fy) * fz
+                    out[n, z, y, x] += factor * value
+
+
+@njit(**OPTIONS)
+def sample_displacement(u, spans, out):
+    """A voxel displacement (3, k, j, i) on a coarser grid over the same extent, in its voxels, within spans.
+
+    Of the voxel that lies nearest: u is smooth, and a mean of several would read all of it.
+    """
+    Z, Y, X = u.shape[1:]
+    sz, sy, sx = Z / out.shape[1], Y / out.shape[2], X / out.shape[3]
+    scale = np.float32(1 / sz), np.float32(1 / sy), np.float32(1 / sx)
+    for z in prange(out.shape[1]):
+        from_z = int((z + 0.5) * sz)
+        for y in range(out.shape[2]):
+            from_y = int((y + 0.5) * sy)
+            for x in range(spans[z, y, 0], spans[z, y, 1]):
+                from_x = int((x + 0.5) * sx)
+                for n in range(3):
+                    out[n, z, y, x] = scale[n] * u[n, from_z, from_y, from_x]

@@ -28,6 +28,7 @@ from .refine import Pair, refine, with_extra_iterations
 from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
+from .structures import structure_maps, wanted
 from .view import is_cutout, similarity_weight
 
 if TYPE_CHECKING:
@@ -119,7 +120,15 @@ def _register(
             settings.weights, one_contrast=alike or side is not None, cutout=any(map(is_cutout, sides))
         )
         run.details.update(weights=weights, network_used=False)
-        start = _network(weights, pair, side, alike, grid.spacing[0], settings, device, run.details)
+        start, maps = None, None
+        if weights != "none":
+            level = pair.at(network_shape(pair.fixed.shape, grid.spacing[0]))
+            start = _network(weights, level, side, alike, settings, device, run.details)
+            if wanted(settings, weights, alike):
+                maps = structure_maps(level.fixed, level.moving, device=device)
+        run.details["structures_used"] = maps is not None
+        if maps is not None:
+            pair = replace(pair, fixed_maps=maps[0], moving_maps=maps[1])
         run.details.update(
             metric=metric,
             device=device,
@@ -283,23 +292,20 @@ def _label_classes(
 
 def _network(
     weights: str,
-    pair: Pair,
+    level: Pair,
     side: str | None,
     alike: bool,
-    spacing: float,
     settings: Settings,
     device: str,
     details: dict[str, Any],
 ) -> np.ndarray | None:
-    """The network's displacement on its own grid, or None: none wanted, not made for this pair, or no help for it.
+    """The network's displacement of a pair on its own grid, or None: not made for this pair, or no help for it.
 
     Weights see pairs of the contrast they were trained on. Where the images differ, one is brought to the contrast of
     the other, in both ways, because which of them looks like the training images is not known; the better answer
     counts. Refinement keeps to the side whose tones fit best. Weights whose card says `contrast: any` are asked about
     the images as they are.
     """
-    if weights == "none":
-        return None
     as_they_are = alike or weights_contrast(weights) == "any"
     if not as_they_are and side is None:
         details["network_skipped"] = "the images differ in contrast"
@@ -307,7 +313,6 @@ def _network(
     from ..scan import use_backend
 
     network = load_weights(weights)
-    level = pair.at(network_shape(pair.fixed.shape, spacing))
     tried = []
     for choice in [None] if as_they_are else SIDES:
         shown = level if choice is None else carried(level, choice)

@@ -53,6 +53,8 @@ class Pair:
         fixed_labels, moving_labels: int32 classes 0 .. labels - 1 for guidance, or None.
         labels: number of classes.
         active: boolean, outside of which both images are 0 and nothing needs to move; size 0 means everywhere.
+        fixed_maps, moving_maps: float32 (k, j, i, c) channels to bring together besides the images, on a grid of their
+            own over the same extent, which no level changes; or None.
     """
 
     fixed: np.ndarray
@@ -62,6 +64,8 @@ class Pair:
     moving_labels: np.ndarray | None = None
     labels: int = 0
     active: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), bool))
+    fixed_maps: np.ndarray | None = None
+    moving_maps: np.ndarray | None = None
 
     def at(self, shape: tuple[int, int, int]) -> Pair:
         """The pair at a coarser resolution (smoothed by half the factor, as in greedy)."""
@@ -75,6 +79,8 @@ class Pair:
             pick(self.moving_labels, shape),
             self.labels,
             fields.resize(self.active.astype(np.float32), shape) > 0 if self.active.size else self.active,
+            self.fixed_maps,
+            self.moving_maps,
         )
 
 

@@ -46,13 +46,16 @@ class Settings:
         "auto",
         "Network weights: auto (by contrast), a shipped name, a .safetensors or published .pth file, or none to skip.",
     )
+    structures: bool = _setting(
+        True, "Let structures pull that a network recognises in T1 brains; only with the weights brain-t1 (auto)."
+    )
     metric: str = _setting("auto", "Similarity in refinement: auto (by contrast), lncc or mind.")
     window: int = _setting(5, "Side of the LNCC window, voxels (odd).", 3, 21)
     spacing: float = _setting(
         0.0, "Voxel size of the working grid, mm; 0 takes the fixed image's, coarser for very large ones.", 0, 20
     )
     iterations: tuple[int, ...] = _setting(
-        (30, 20, 6), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
+        (40, 20, 4), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
     )
     extra_iterations: bool = _setting(
         True, "Up to 30 iterations at the finest level where there is little anatomy, unless none are wanted there."

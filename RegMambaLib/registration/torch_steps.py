@@ -192,6 +192,33 @@ def locate(u: torch.Tensor) -> Cell:
     return Cell(rows, [low[2], high[2]], fraction)
 
 
+def resized(stack: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """(c, k, j, i) at another resolution over the same extent, trilinear; as `fields.resize`."""
+    for axis, (new, old) in enumerate(zip(shape, stack.shape[1:], strict=True), 1):
+        if new == old:
+            continue
+        position = ((torch.arange(new, device=stack.device, dtype=stack.dtype) + 0.5) * (old / new) - 0.5).clamp(
+            0, old - 1
+        )
+        low = position.long()
+        fraction = (position - low).view([-1 if n == axis else 1 for n in range(4)])
+        stack = torch.lerp(
+            stack.index_select(axis, low), stack.index_select(axis, (low + 1).clamp_max(old - 1)), fraction
+        )
+    return stack
+
+
+def sampled_displacement(u: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A voxel displacement on a coarser grid over the same extent; see `kernels.sample_displacement`."""
+    for axis, (new, old) in enumerate(zip(shape, u.shape[1:], strict=True), 1):
+        if new == old:
+            continue
+        place = ((torch.arange(new, device=u.device, dtype=torch.float64) + 0.5) * (old / new)).long()
+        u = u.index_select(axis, place)
+        u[axis - 1] *= new / old
+    return u
+
+
 def _corners(volume: torch.Tensor, cell: Cell) -> list[torch.Tensor]:
     """The volume at the eight voxels, x fastest."""
     flat = volume.flatten()

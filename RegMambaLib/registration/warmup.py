@@ -49,15 +49,20 @@ def _load_kernels(settings: Settings, device: str) -> None:
     from .network import chosen_weights, load_weights, predict
     from .refine import Pair, refine
     from .repair import repair_and_invert
+    from .structures import structure_maps, wanted
 
     volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
-    pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32))
+    maps = volume[..., None] if settings.structures else None
+    pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32), fixed_maps=maps, moving_maps=maps)
     u, _ = faded(refine(pair, Settings(iterations=(1, 1)), device=device), Grid(volume.shape, (1.0, 1.0, 1.0)))
     u[0, 8, 8, 8] += 3  # a fold to mend
     repair_and_invert(u, 1.0, device=device)
     if device != "cpu" and settings.weights != "none":
+        weights = chosen_weights(settings.weights)
         with use_backend(settings.scan):
-            predict(load_weights(chosen_weights(settings.weights)), volume, volume, device=device)
+            predict(load_weights(weights), volume, volume, device=device)
+        if wanted(settings, weights, alike=True):
+            structure_maps(volume, volume, device=device)
 
 
 def compile_kernels() -> None:
@@ -79,6 +84,8 @@ def compile_kernels() -> None:
     quick = Settings(affine="none", iterations=(1, 1))
     ways = (quick, replace(quick, weights="none", metric="mind", guide=True))
     devices = dict.fromkeys(("cpu", find_device("auto")))
+    for device in devices:
+        _load_kernels(quick, device)  # what this pair does not need, as it shows no brain
     for settings in (replace(way, device=device) for device in devices for way in ways):
         result = register(fixed, moving, fixed_labels=labels[0], moving_labels=labels[1], settings=settings)
         result.warp(moving)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from math import isqrt
 from typing import Any
@@ -18,18 +19,22 @@ from torch.autograd.function import once_differentiable
 from RegMambaLib.scan import reference
 from RegMambaLib.scan.traversals import TRAVERSALS, Shape, Traversal
 from RegMambaLib.scan.triton_conv import convolve
-from RegMambaLib.scan.triton_gradient import walk_back
+from RegMambaLib.scan.triton_gradient import gradients, walk_back
 from RegMambaLib.scan.triton_kernels import LANES, carry, walk
 
 GATED = True  # `selective_scan` takes z
-UNROLL, UNROLL_BACK = 2, 4  # tokens that are loaded at once; the gradient keeps a mark at every fourth
+UNROLL = 4  # tokens that are loaded at once; for the gradient there is a mark at every fourth
 CARRY_UNROLL = 16
-LONGEST_CHUNK = 256
+LONGEST_CHUNK = 128
 SPAN = 64  # chunks
 WIDEST = 32  # channels of a program
-MOST_PART = 4  # channels of a lane
-STATES, STATES_BACK = 32, 16  # states of a lane, in registers; the gradient has four such sets
+# By what a launch writes: the channels of a lane, with all their states in registers, and the registers it may take
+# (None: as many as it asks for). So they were fastest on an H100 for 8 states; where there are more, a lane has one
+# channel and no limit.
+LANE = {"gains": (2, 96), "y": (1, None), "y, marks": (2, 128), "gradients": (1, 168)}
+LANE_ORDER = 8
 _LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
+_LIMITED = torch.version.hip is None  # Triton for AMD knows no limit of registers
 CONV_TILE = 2048  # tokens x channels
 
 
@@ -51,18 +56,18 @@ def check(device: torch.device) -> None:
     # Two states: kernels for more take longer to compile.
     sizes = {"u": (1, 2, 40, 8), "delta": (1, 2, 40, 8), "A": (2, 8, 2), "B": (1, 2, 40, 2), "C": (1, 2, 40, 2)}
     sizes |= {"D": (2, 8), "delta_bias": (2, 8), "weight": (2, 8, 4), "bias": (2, 8)}
-    generator, gradients = torch.Generator().manual_seed(0), torch.is_grad_enabled()
+    generator, wanted = torch.Generator().manual_seed(0), torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         values = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
         values["A"] = -values["A"].exp()
         found = []
         for place, module in ((torch.device("cpu"), reference), (device, sys.modules[__name__])):
-            given = {name: value.to(place, copy=True).requires_grad_() for name, value in values.items()}
+            given = {name: value.to(place, copy=True).requires_grad_(wanted) for name, value in values.items()}
             weight, bias = given.pop("weight"), given.pop("bias")
             y = module.selective_scan(*given.values(), True, shape, visits)
             y = y + module.causal_conv1d(given["u"], weight, bias, True, shape, visits)
             leaves = [*given.values(), weight, bias]
-            found.append([y.detach(), *(torch.autograd.grad(y.square().sum(), leaves) if gradients else ())])
+            found.append([y.detach(), *(torch.autograd.grad(y.square().sum(), leaves) if wanted else ())])
         for ours, theirs in zip(found[1], found[0], strict=True):
             if not torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
                 raise RuntimeError("its results differ from those of torch")
@@ -82,8 +87,11 @@ def selective_scan(
     z: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `RegMambaLib.scan.selective_scan`; returns y (b, G, L, E) in the type of u, float32 for float64."""
-    tensors = (_plain(tensor) for tensor in (u, delta, A, B, C, D, z, delta_bias))
-    return _Scan.apply(*tensors, delta_softplus, *_both_plans(shape, traversals, u.device))
+    tensors = [_plain(tensor) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
+    plans, cuts = _both_plans(shape, traversals, u.device), tuple(Cut.of(shape, traversal) for traversal in traversals)
+    # Asked here: within `forward` torch never keeps gradients.
+    marked = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return _Scan.apply(*tensors, delta_softplus, *plans, cuts, marked)
 
 
 def causal_conv1d(
@@ -113,52 +121,52 @@ class _Scan(torch.autograd.Function):
         use_softplus: bool,
         plans: torch.Tensor,
         mirrored: torch.Tensor,
+        cuts: tuple[Cut, ...],
+        marked: bool,
     ) -> torch.Tensor:
         A = A.float().transpose(1, 2).contiguous()
+        order, channels = A.shape[1:]
         y = torch.empty_like(delta, dtype=u.dtype)
-        work = _Work(u, delta, A, z, use_softplus)
+        work = _Work(u, delta, A, z, use_softplus, cuts)
         steps = {"u": u, "delta": delta, "A": A, "B": B, "bias": bias, "plans": plans}
-        states, sums = work.by_chunk(A.shape[1], delta.shape[-1]), work.by_chunk(delta.shape[-1])
-        work.run(walk, **steps, gains=states, sums=sums)
+        states, sums = work.by_chunk(order, channels), work.by_chunk(channels)
+        work.run(walk, "gains", **steps, gains=states, sums=sums)
         passed, spans = work.carry(states, A, sums, backward=False)
-        work.run(walk, **steps, C=C, D=D, z=z, y=y, entering=states, passed=passed, spans=spans)
-        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, plans, mirrored, sums, states, passed, spans)
-        ctx.use_softplus = use_softplus
+        marks = work.by_tile(order, channels) if marked else None
+        results = {"y": y, "marks": marks}
+        writes = "y, marks" if marked else "y"
+        work.run(walk, writes, **steps, C=C, D=D, z=z, entering=states, passed=passed, spans=spans, **results)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, mirrored, sums, marks)
+        ctx.use_softplus, ctx.cuts = use_softplus, cuts
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        u, delta, A, B, C, D, z, bias, plans, mirrored, sums, states, passed, spans = ctx.saved_tensors
-        images, groups, length, channels = delta.shape
-        order = A.shape[1]
-        work = _Work(u, delta, A, z, ctx.use_softplus)
-        back = {"delta": delta, "A": A, "C": C, "z": z, "bias": bias, "plans": mirrored, "gy": gy.contiguous()}
+        u, delta, A, B, C, D, z, bias, mirrored, sums, marks = ctx.saved_tensors
+        order, channels = A.shape[1:]
+        work = _Work(u, delta, A, z, ctx.use_softplus, ctx.cuts)
+        steps = {"delta": delta, "A": A, "C": C, "z": z, "bias": bias, "plans": mirrored, "gy": gy.contiguous()}
         adjoints = work.by_chunk(order, channels)
-        work.run(walk_back, **back, gains=adjoints)
-        after = dict(zip(("passed", "spans"), work.carry(adjoints, A, sums, backward=True), strict=True))
-        marks = A.new_empty(images, groups, triton.cdiv(length, UNROLL_BACK), order, channels)
-        steps = {"u": u, "delta": delta, "A": A, "B": B, "bias": bias, "plans": plans}
-        work.run(walk, **steps, entering=states, passed=passed, spans=spans, marks=marks)
-        gu, gdelta = _like_shared(u, delta), torch.empty_like(delta)
-        gA, gBC = work.by_chunk(order, channels), A.new_empty(work.blocks, *B.shape[:-1], 2 * order)
+        work.run(walk_back, "gains", **steps, gains=adjoints)
+        passed, spans = work.carry(adjoints, A, sums, backward=True)
+        steps |= {"u": u, "B": B, "D": D, "marks": marks, "leaving": adjoints, "passed": passed, "spans": spans}
+        gu, gdelta, gA = _like_shared(u, delta), torch.empty_like(delta), work.by_chunk(order, channels)
+        gB, gC = (A.new_empty(work.blocks, *B.shape) for _ in range(2))
         gz = None if z is None else _like_shared(z, delta)
         gD, gbias = (None if tensor is None else work.by_chunk(channels) for tensor in (D, bias))
-        gradients = {"gu": gu, "gdelta": gdelta, "gA": gA, "gBC": gBC, "gD": gD, "gz": gz, "gbias": gbias}
-        work.run(walk_back, u=u, B=B, D=D, marks=marks, leaving=adjoints, **back, **after, **gradients)
-        gB, gC = (gBC[0] if work.blocks == 1 else gBC.sum(0)).split(order, -1)
+        results = {"gu": gu, "gdelta": gdelta, "gA": gA, "gB": gB, "gC": gC, "gD": gD, "gz": gz, "gbias": gbias}
+        work.run(gradients, "gradients", **steps, **results)
         return (
             _shared(gu, u),
             gdelta,
             gA.sum((0, 2)).transpose(1, 2),
-            gB,
-            gC,
+            gB.sum(0) if work.blocks > 1 else gB[0],
+            gC.sum(0) if work.blocks > 1 else gC[0],
             None if gD is None else gD.sum((0, 2)),
             None if gz is None else _shared(gz, z),
             None if gbias is None else gbias.sum((0, 2)),
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )
 
 
@@ -166,26 +174,32 @@ class _Work:
     """How a scan is cut into programs, and the launches."""
 
     def __init__(
-        self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, z: torch.Tensor | None, use_softplus: bool
+        self,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        z: torch.Tensor | None,
+        use_softplus: bool,
+        cuts: tuple[Cut, ...],
     ) -> None:
         images, groups, length, channels = delta.shape
         self.order = A.shape[1]
-        # A quarter of sqrt(L) tokens: chunks are short where there are few, since a program has several of them.
-        chunk = min(LONGEST_CHUNK, max(UNROLL, UNROLL_BACK, triton.next_power_of_2(isqrt(length)) // 4))
         self.width = min(triton.next_power_of_2(channels), WIDEST)
         self.like, self.directions = delta, images * groups
-        self.chunks, self.blocks = triton.cdiv(length, chunk), triton.cdiv(channels, self.width)
+        self.chunks, self.blocks = max(cut.chunks for cut in cuts), triton.cdiv(channels, self.width)
+        self.tiles = max(cut.chunks * triton.cdiv(cut.chunk, UNROLL) for cut in cuts)
         self.sizes = {
             "length": length,
             "channels": channels,
             "groups": groups,
             "u_groups": u.shape[1],
             "z_groups": 1 if z is None else z.shape[1],
-            "chunk": chunk,
+            "tiles": self.tiles,
             "chunks": self.chunks,
             "SOFTPLUS": use_softplus,
             "SPAN": SPAN,
             "ORDER": self.order,
+            "UNROLL": UNROLL,
             "EVEN": channels % self.width == 0,
         }
 
@@ -193,17 +207,20 @@ class _Work:
         """Room (b, G, chunks, *sizes)."""
         return self._room(self.chunks, *sizes)
 
-    def run(self, kernel: Any, **tensors: torch.Tensor | None) -> None:
-        """Launch `walk` or `walk_back`; tensors that are not named are None."""
-        last = "gu" in tensors  # the step that holds most
-        most = max(1, (STATES_BACK if last else STATES) // triton.next_power_of_2(self.order))
-        part = min(self.width, MOST_PART, most)
-        unroll = UNROLL_BACK if last or "marks" in tensors else UNROLL
-        shares = {"PART": part, "SPREAD": self.width // part, "UNROLL": unroll}
+    def by_tile(self, *sizes: int) -> torch.Tensor:
+        """Room (b, G, tiles, *sizes); a tile is UNROLL tokens of a chunk."""
+        return self._room(self.tiles, *sizes)
+
+    def run(self, kernel: Any, writes: str, **tensors: torch.Tensor | None) -> None:
+        """Launch a kernel, given what it writes (see `LANE`); tensors that are not named are None."""
+        part, registers = LANE[writes] if self.order <= LANE_ORDER else (1, None)
+        part = min(part, self.width)
+        shares = {"PART": part, "SPREAD": self.width // part}
         arguments = {**dict.fromkeys(kernel.arg_names), **self.sizes, **shares, **tensors}
+        options = {"maxnreg": registers} if _LIMITED and registers else {}
         at_once = LANES.value // shares["SPREAD"]
         with torch.cuda.device_of(self.like):
-            kernel[(triton.cdiv(self.chunks, at_once), self.blocks, self.directions)](**arguments, **_LAUNCH)
+            kernel[(triton.cdiv(self.chunks, at_once), self.blocks, self.directions)](**arguments, **_LAUNCH, **options)
 
     def carry(
         self, states: torch.Tensor, A: torch.Tensor, sums: torch.Tensor, backward: bool
@@ -310,14 +327,46 @@ def _shared(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 def _both_plans(
     shape: Shape, traversals: Sequence[Traversal], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plans (G, 7) of the traversals and of the same ones reversed."""
+    """The plans (G, PLAN) of the traversals and of the same ones reversed."""
     mirrored = tuple(Traversal(traversal.order, not traversal.backward) for traversal in traversals)
     return _plans(shape, tuple(traversals), device), _plans(shape, mirrored, device)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How a direction's tokens, in the order visited, are cut into chunks: `parts` of `part` tokens, each on its own.
+
+    A chunk is a line along the fastest axis (several, or a piece of one, where lines are short or long), so that those
+    of lines that lie side by side in memory run side by side, token by token: then what they load together lies
+    together too, whichever way the direction goes. `abreast`: the slowest axis is the one along which tokens are
+    neighbours in memory, so the same chunks of all parts run together.
+    """
+
+    parts: int
+    part: int
+    chunk: int
+    abreast: bool
+
+    @classmethod
+    def of(cls, shape: Shape, traversal: Traversal) -> Cut:
+        _, slowest, middle, fastest, stride, *_ = traversal.index_plan(shape)
+        length = slowest * middle * fastest
+        # A quarter of sqrt(L) tokens: chunks are short where there are few, since a program has several of them.
+        wanted = min(LONGEST_CHUNK, max(UNROLL, triton.next_power_of_2(isqrt(length)) // 4))
+        parts = slowest if middle * fastest >= wanted else 1
+        pieces = triton.cdiv(fastest, wanted)
+        chunk = triton.cdiv(fastest, pieces) if pieces > 1 else fastest * (wanted // fastest)
+        return cls(parts, length // parts, chunk, parts > 1 and abs(stride) == 1)
+
+    @property
+    def chunks(self) -> int:
+        return self.parts * triton.cdiv(self.part, self.chunk)
+
+
 @lru_cache(maxsize=1024)  # training at several sizes needs 16 for each
 def _plans(shape: Shape, traversals: tuple[Traversal, ...], device: torch.device) -> torch.Tensor:
+    plans = [(*t.index_plan(shape), *astuple(Cut.of(shape, t))) for t in traversals]
     with torch.inference_mode(False):  # what is kept must serve calls with gradients too
-        plans = torch.tensor([traversal.index_plan(shape) for traversal in traversals], dtype=torch.int64)
+        numbers = torch.tensor(plans, dtype=torch.int64)
         # Pinned, so that the upload does not wait for the work before it.
-        return plans.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else plans.to(device)
+        return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)

@@ -24,9 +24,9 @@ def convolve(
 ):  # fmt: skip
     """y_q = silu(bias + sum_j weight[TAPS - 1 - j] x_(q + j)) over positions q of ROWS tokens and WIDTH channels.
 
-    x (b, 1 or G, L, E); weight (G, TAPS, E); bias (G, E) or None; y (b, G, L, E); plans (G, 7). With the gradient by y,
-    gout (b, G, L, E), y receives that by the sum before silu instead, and gweight (b, G, blocks, TAPS, E), gbias (b, G,
-    blocks, E) those by the parameters from each block of rows. Grid: (blocks, channel blocks, b * G).
+    x (b, 1 or G, L, E); weight (G, TAPS, E); bias (G, E) or None; y (b, G, L, E); plans (G, PLAN). With the gradient by
+    y, gout (b, G, L, E), y receives that by the sum before silu instead, and gweight (b, G, blocks, TAPS, E), gbias (b,
+    G, blocks, E) those by the parameters from each block of rows. Grid: (blocks, channel blocks, b * G).
     """
     direction = tl.program_id(2).to(tl.int64)
     image, group = direction // groups, direction % groups

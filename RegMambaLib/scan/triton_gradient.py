@@ -1,8 +1,8 @@
-"""The gradient of the selective scan as a Triton kernel; see `triton_kernels`.
+"""The gradient of the selective scan as Triton kernels; see `triton_kernels`.
 
 It takes the same three phases backwards: `walk_back` from a zero adjoint of the state to what each chunk adds, `carry`
-over the chunks, `walk_back` again from the adjoint that leaves each. The states inside a chunk are computed again,
-UNROLL tokens at a time, from those that `walk` has marked.
+over the chunks, `gradients` from the adjoint that leaves each. The states inside a chunk are computed again, a tile of
+UNROLL tokens at a time, from those that `walk` has marked. All of a tile's tuples have its last token first.
 """
 
 # mypy: disable-error-code="assignment, var-annotated"
@@ -18,18 +18,21 @@ from RegMambaLib.scan.triton_kernels import (
     LN_2,
     LOG2_E,
     SIZES,
-    advance_if,
-    cell,
     enter,
+    held,
+    hold,
     keep,
     locate,
     put,
+    read_cut,
     read_plan,
     rows,
+    rows_of,
     scaled,
     share,
     states_at,
     time_step,
+    upcoming,
 )
 
 
@@ -62,194 +65,262 @@ def over_lanes(values, COUNT: tl.constexpr, SPREAD: tl.constexpr):
 
 
 @triton.jit
-def hold(source, tokens, ORDER: tl.constexpr, SPREAD: tl.constexpr, COUNT: tl.constexpr):
-    """The rows of (L, N) of COUNT tokens, a tuple, shared out over the lanes of a chunk, for `held`.
+def write_sums(
+    target, sums, tokens, at, first, ORDER: tl.constexpr, SPREAD: tl.constexpr, UNROLL: tl.constexpr
+):  # fmt: skip
+    """Rows of (L, N) of UNROLL tokens, those of steps before `first` left out: sums over the lanes of a chunk.
 
-    Loaded at once, before a store: one by one each row would be waited for.
+    sums: each lane's part, a tuple, token by token. As many tokens are summed together as there are lanes for.
     """
-    found = ()
-    for r in tl.static_range((COUNT * ORDER + SPREAD - 1) // SPREAD):
-        place = r * SPREAD + tl.arange(0, LANES) % SPREAD
-        token = tokens[0]
-        for i in tl.static_range(1, COUNT):
-            token = tl.where(place // ORDER == i, tokens[i], token)
-        at = token.to(tl.int64) * ORDER + place % ORDER
-        found += (tl.load(source + at, mask=place < COUNT * ORDER, other=0.0).to(tl.float32),)
-    return found
+    PADDED: tl.constexpr = triton.next_power_of_2(ORDER)
+    FIT: tl.constexpr = SPREAD // PADDED if SPREAD > PADDED else 1
+    TOGETHER: tl.constexpr = FIT if FIT < UNROLL else UNROLL
+    SUMS: tl.constexpr = TOGETHER * PADDED
+    EACH: tl.constexpr = SUMS // SPREAD if SUMS > SPREAD else 1
+    ALIKE: tl.constexpr = SPREAD // SUMS if SPREAD > SUMS else 1
+    own = tl.arange(0, LANES) % SPREAD * SUMS // SPREAD  # the lane's first sum
+    once = tl.arange(0, LANES) % ALIKE == 0
+    for t in tl.static_range(0, UNROLL, TOGETHER):
+        some = ()
+        for r in tl.static_range(TOGETHER * ORDER):
+            some += (sums[t * ORDER + r],)
+        for _ in tl.static_range(SUMS - TOGETHER * ORDER):
+            some += (tl.zeros([LANES], tl.float32),)
+        some = over_lanes(some, SUMS, SPREAD)
+        for r in tl.static_range(EACH):
+            which, token = (own + r) // ORDER, tokens[t]
+            for i in tl.static_range(1, TOGETHER):
+                token = tl.where(which == i, tokens[t + i], token)
+            here = once & (own + r < TOGETHER * ORDER) & (at + t + which >= first)
+            tl.store(target + token.to(tl.int64) * ORDER + (own + r) % ORDER, some[r], mask=here)
 
 
 @triton.jit
-def held(values, PLACE: tl.constexpr, SPREAD: tl.constexpr):
-    """Element PLACE = token * N + state of what `hold` loaded, in every lane of the chunk."""
-    first = tl.arange(0, LANES) // SPREAD * SPREAD
-    return tl.gather(values[PLACE // SPREAD], first + PLACE % SPREAD, 0)
+def from_behind(cut, begin, count, length, plan, UNROLL: tl.constexpr):
+    """How to go back through a chunk: in how many steps, the first that has a token, and the spot of the last token.
+
+    Steps are a multiple of UNROLL, so that tiles are those of the way forward; plan: of the traversal reversed.
+    """
+    _, _, chunk, _ = cut
+    chunk = tl.cdiv(chunk, UNROLL) * UNROLL
+    return chunk, chunk - count, locate(tl.minimum(length - begin - count, length - 1), plan)
+
+
+@triton.jit
+def fetch_back(
+    delta, C, z, gy, spot, at, first, last, e, channels, plan,
+    ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Of `upcoming` tokens of a chunk all that `walk_back` needs, and the spot after them."""
+    tokens, spot = upcoming(spot, at, first, last, plan, UNROLL)
+    raws = rows_of(delta, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+    pulls = rows_of(gy, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+    gates = rows_of(z, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+    return raws, pulls, gates, hold(C, tokens, ORDER, SPREAD, UNROLL), spot
+
+
+@triton.jit
+def by_sums(
+    raws, pulls, gates, offsets, at, first,
+    SOFTPLUS: tl.constexpr, PART: tl.constexpr, UNROLL: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Of UNROLL tokens the time steps, and the gradients by <C, h> + D u, which the gate has let through; tuples."""
+    steps, gouts = (), ()
+    for i in tl.static_range(UNROLL):
+        inside = at + i >= first
+        for j in tl.static_range(PART):
+            steps += (time_step(raws[i * PART + j] + offsets[j], inside, SOFTPLUS),)
+            gout = tl.where(inside, pulls[i * PART + j], 0.0)
+            if GATED:
+                gout *= gates[i * PART + j] * tl.sigmoid(gates[i * PART + j])
+            gouts += (gout,)
+    return steps, gouts
 
 
 @triton.jit(do_not_specialize=SIZES)
 def walk_back(
-    u, delta, A, B, C, D, z, bias, plans,
-    marks, leaving, passed, spans, gy, gains, gu, gdelta, gA, gBC, gD, gz, gbias,
-    length, channels, groups, u_groups, z_groups, chunk, chunks,
+    delta, A, C, z, bias, plans, gy, gains,
+    length, channels, groups, u_groups, z_groups, tiles, chunks,
     SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr,
     UNROLL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Back through one chunk per SPREAD lanes, from the adjoint of the state that leaves it, or from zero.
+    """Back through one chunk per SPREAD lanes, from a zero adjoint of the state that leaves it.
 
-    With `gains` it writes there the adjoint of the state that enters the chunk, and nothing else. Otherwise the
-    gradients: gu, gdelta, gz (b, G, L, E); gBC, by B and C side by side, by channel block (blocks, b, G, L, 2 N); gA
-    (b, G, chunks, N, E), gD and gbias (b, G, chunks, E) by chunk. gD, gz, gbias may be None. marks: from `walk`.
-    plans: of the traversals reversed. leaving, passed, spans: as `enter` takes them, spans counted from the last one.
+    Writes `gains`, the adjoint of the state that enters. plans: of the traversals reversed. z, bias may be None.
     """
     direction = tl.program_id(2).to(tl.int64)
     image, group = direction // groups, direction % groups
-    number, there, count, e = share(chunk, chunks, length, PART, SPREAD)
+    cut = read_cut(plans, group)
+    number, there, begin, count, e = share(cut, chunks, PART, SPREAD)
     delta += direction * length * channels
     C += direction * length * ORDER
     gy += direction * length * channels
     if z is not None:
         z += (image * z_groups + group % z_groups) * length * channels
-    if gains is None:
-        u += (image * u_groups + group % u_groups) * length * channels
-        B += direction * length * ORDER
-        gu += direction * length * channels
-        gdelta += direction * length * channels
-        gBC += (tl.program_id(1) * tl.num_programs(2) + direction) * length * (2 * ORDER)
-        if gz is not None:
-            gz += direction * length * channels
+    rates = scaled(states_at(A, group, e, channels, ORDER, PART, SPREAD, EVEN), LOG2_E, ORDER * PART)
+    offsets = rows(bias, group, e, channels, PART, SPREAD, EVEN)
+    adjoint = states_at(None, group, e, channels, ORDER, PART, SPREAD, EVEN)
+    plan = read_plan(plans, group)
+    chunk, first, last = from_behind(cut, begin, count, length, plan, UNROLL)
+    ahead = fetch_back(delta, C, z, gy, last, 0, first, chunk - 1, e, channels, plan, ORDER, PART, SPREAD, UNROLL, EVEN)
+    for at in range(0, chunk, UNROLL):
+        raws, pulls, gates, reads, spot = ahead
+        # The next ones are on their way while these are worked on.
+        ahead = fetch_back(
+            delta, C, z, gy, spot, at + UNROLL, first, chunk - 1, e, channels, plan, ORDER, PART, SPREAD, UNROLL, EVEN
+        )
+        steps, gouts = by_sums(raws, pulls, gates, offsets, at, first, SOFTPLUS, PART, UNROLL, z is not None)
+        for i in tl.static_range(UNROLL):
+            before = ()
+            for n in tl.static_range(ORDER):
+                c = held(reads, i * ORDER + n, SPREAD)
+                for j in tl.static_range(PART):
+                    lam = adjoint[n * PART + j] + gouts[i * PART + j] * c
+                    before += (tl.exp2(steps[i * PART + j] * rates[n * PART + j]) * lam,)
+            adjoint = before
+    place = direction * chunks + number
+    keep(gains, place, adjoint, there, e, channels, ORDER, PART, SPREAD, EVEN)
+
+
+@triton.jit
+def again(
+    state, steps, inputs, gouts, drives, reads, rates, skips,
+    ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr, UNROLL: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Forward through a tile, whose tokens come last one first, from the state before it.
+
+    Returns tuples, last token first: the decays of the states and what they left of them, state by state; the lane's
+    part of C's gradient; if GATED, <C, h> + D u, otherwise nothing.
+    """
+    decays, kepts, by_c, outs = (), (), (), ()
+    for i in tl.static_range(UNROLL - 1, -1, -1):
+        values, after, decays_now, kepts_now, by_c_now = (), (), (), (), ()
+        for j in tl.static_range(PART):
+            values += (skips[j] * inputs[i * PART + j],)
+        for n in tl.static_range(ORDER):
+            b = held(drives, i * ORDER + n, SPREAD)
+            if GATED:
+                c = held(reads, i * ORDER + n, SPREAD)
+            sum_c, total = tl.zeros([LANES], tl.float32), ()
+            for j in tl.static_range(PART):
+                decay = tl.exp2(steps[i * PART + j] * rates[n * PART + j])
+                kept = decay * state[n * PART + j]
+                now = kept + steps[i * PART + j] * inputs[i * PART + j] * b
+                sum_c += now * gouts[i * PART + j]
+                after += (now,)
+                decays_now += (decay,)
+                kepts_now += (kept,)
+                if GATED:
+                    total += (values[j] + now * c,)
+            if GATED:
+                values = total
+            by_c_now += (sum_c,)
+        state = after
+        decays, kepts, by_c = decays_now + decays, kepts_now + kepts, by_c_now + by_c
+        if GATED:
+            outs = values + outs
+    return decays, kepts, by_c, outs
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradients(
+    u, delta, A, B, C, D, z, bias, plans,
+    marks, leaving, passed, spans, gy, gu, gdelta, gA, gB, gC, gD, gz, gbias,
+    length, channels, groups, u_groups, z_groups, tiles, chunks,
+    SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr,
+    UNROLL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Back through one chunk per SPREAD lanes, from the adjoint of the state that leaves it, tile by tile.
+
+    Writes gu, gdelta, gz (b, G, L, E); gB and gC by channel block (blocks, b, G, L, N); gA (b, G, chunks, N, E), gD and
+    gbias (b, G, chunks, E) by chunk; gD, gz, gbias may be None. marks: from `walk`. plans: of the traversals reversed.
+    leaving, passed, spans: as `enter` takes them, spans counted from the last one.
+    """
+    direction = tl.program_id(2).to(tl.int64)
+    image, group = direction // groups, direction % groups
+    cut = read_cut(plans, group)
+    number, there, begin, count, e = share(cut, chunks, PART, SPREAD)
+    u += (image * u_groups + group % u_groups) * length * channels
+    delta += direction * length * channels
+    B += direction * length * ORDER
+    C += direction * length * ORDER
+    gy += direction * length * channels
+    gu += direction * length * channels
+    gdelta += direction * length * channels
+    gB += (tl.program_id(1) * tl.num_programs(2) + direction) * length * ORDER
+    gC += (tl.program_id(1) * tl.num_programs(2) + direction) * length * ORDER
+    if z is not None:
+        z += (image * z_groups + group % z_groups) * length * channels
+        gz += direction * length * channels
     rates = scaled(states_at(A, group, e, channels, ORDER, PART, SPREAD, EVEN), LOG2_E, ORDER * PART)
     skips = rows(D, group, e, channels, PART, SPREAD, EVEN)
     offsets = rows(bias, group, e, channels, PART, SPREAD, EVEN)
     place = direction * chunks + number
     span = direction * tl.cdiv(chunks, SPAN) + (chunks - 1 - number) // SPAN
     adjoint = enter(leaving, passed, spans, rates, place, span, e, channels, ORDER, PART, SPREAD, EVEN)
-    grates = states_at(None, 0, e, channels, ORDER, PART, SPREAD, EVEN)
-    gskips, goffsets = rows(None, 0, e, channels, PART, SPREAD, EVEN), rows(None, 0, e, channels, PART, SPREAD, EVEN)
+    grates = states_at(None, group, e, channels, ORDER, PART, SPREAD, EVEN)
+    gskips = rows(None, group, e, channels, PART, SPREAD, EVEN)
+    goffsets = gskips
     plan = read_plan(plans, group)
-    token, i1, i2 = locate(tl.minimum(length - number * chunk - count, length - 1), plan)
-    SUMS: tl.constexpr = triton.next_power_of_2(2 * ORDER)
-    EACH: tl.constexpr = SUMS // SPREAD if SUMS > SPREAD else 1
-    ALIKE: tl.constexpr = SPREAD // SUMS if SPREAD > SUMS else 1
-    own = tl.arange(0, LANES) % SPREAD * SUMS // SPREAD  # of the sums over channels, the lane's first
-    once = tl.arange(0, LANES) % ALIKE == 0
-    for k in range(0, chunk, UNROLL):
-        start = chunk - UNROLL - k
-        # Of the tile's tokens, the last one first.
-        tokens, raws, inputs, pulls = (), (), (), ()
+    chunk, first, spot = from_behind(cut, begin, count, length, plan, UNROLL)
+    for at in range(0, chunk, UNROLL):
+        tokens, spot = upcoming(spot, at, first, chunk - 1, plan, UNROLL)
+        raws = rows_of(delta, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+        inputs = rows_of(u, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+        pulls = rows_of(gy, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+        gates = rows_of(z, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+        before = chunk - UNROLL - at  # tokens of the chunk before the tile
+        tile = direction * tiles + tl.where(before < count, number * (chunk // UNROLL) + before // UNROLL, 0)
+        state = states_at(marks, tile, e, channels, ORDER, PART, SPREAD, EVEN)
+        drives, reads = hold(B, tokens, ORDER, SPREAD, UNROLL), hold(C, tokens, ORDER, SPREAD, UNROLL)
+        steps, gouts = by_sums(raws, pulls, gates, offsets, at, first, SOFTPLUS, PART, UNROLL, z is not None)
+        decays, kepts, by_c, outs = again(
+            state, steps, inputs, gouts, drives, reads, rates, skips, ORDER, PART, SPREAD, UNROLL, z is not None
+        )
+        write_sums(gC, by_c, tokens, at, first, ORDER, SPREAD, UNROLL)
+        by_b = ()
         for i in tl.static_range(UNROLL):
-            at = token.to(tl.int64) * channels.to(tl.int64)
-            for j in tl.static_range(PART):
-                raws += (cell(delta, at, e + j * SPREAD, channels, EVEN) + offsets[j],)
-                if gains is None:
-                    inputs += (cell(u, at, e + j * SPREAD, channels, EVEN),)
-                pulls += (cell(gy, at, e + j * SPREAD, channels, EVEN),)
-            tokens += (token,)
-            last = start + UNROLL - 1 - i
-            token, i1, i2 = advance_if((last < count) & (last > 0), token, i1, i2, plan)
-        if gains is None:
-            tile = direction * tl.cdiv(length, UNROLL) + tl.where(start < count, number * chunk + start, 0) // UNROLL
-            state = states_at(marks, tile, e, channels, ORDER, PART, SPREAD, EVEN)
-            held_c = hold(C, tokens, ORDER, SPREAD, UNROLL)
-            states = ()  # before each token of the tile, the first one first
-            for i in tl.static_range(UNROLL):
-                states += state
-                if i < UNROLL - 1:
-                    row, steps = tokens[UNROLL - 1 - i].to(tl.int64) * ORDER, ()
-                    for j in tl.static_range(PART):
-                        raw = raws[(UNROLL - 1 - i) * PART + j]
-                        steps += (time_step(raw, start + i < count, SOFTPLUS),)
-                    after = ()
-                    for n in tl.static_range(ORDER):
-                        b = tl.load(B + row + n).to(tl.float32)
-                        for j in tl.static_range(PART):
-                            fed = steps[j] * inputs[(UNROLL - 1 - i) * PART + j]
-                            after += (tl.exp2(steps[j] * rates[n * PART + j]) * state[n * PART + j] + fed * b,)
-                    state = after
-        for i in tl.static_range(UNROLL):
-            inside = start + UNROLL - 1 - i < count
-            at = tokens[i].to(tl.int64) * channels.to(tl.int64)
-            row = tokens[i].to(tl.int64) * ORDER
-            steps, gouts, gates, opens = (), (), (), ()
-            for j in tl.static_range(PART):
-                steps += (time_step(raws[i * PART + j], inside, SOFTPLUS),)
-                gout = tl.where(inside, pulls[i * PART + j], 0.0)
-                if z is not None:
-                    gate = cell(z, at, e + j * SPREAD, channels, EVEN)
-                    gates += (gate,)
-                    opens += (tl.sigmoid(gate),)
-                    if gains is not None:
-                        gout *= gate * tl.sigmoid(gate)
-                gouts += (gout,)
-            if gains is None and z is not None:
-                gated, values = (), ()
-                for j in tl.static_range(PART):
-                    values += (skips[j] * inputs[i * PART + j],)
-                for n in tl.static_range(ORDER):
-                    c, b = held(held_c, i * ORDER + n, SPREAD), tl.load(B + row + n).to(tl.float32)
-                    total = ()
-                    for j in tl.static_range(PART):
-                        kept = (
-                            tl.exp2(steps[j] * rates[n * PART + j]) * states[((UNROLL - 1 - i) * ORDER + n) * PART + j]
-                        )
-                        total += (values[j] + (kept + steps[j] * inputs[i * PART + j] * b) * c,)
-                    values = total
-                for j in tl.static_range(PART):
-                    slope = gouts[j] * values[j] * opens[j] * (1 + gates[j] * (1 - opens[j]))
-                    put(gz, at, e + j * SPREAD, slope, inside, channels, EVEN)
-                    gated += (gouts[j] * gates[j] * opens[j],)
-                gouts = gated
-            gdrives = rows(None, 0, e, channels, PART, SPREAD, EVEN)
+            inside = at + i >= first
+            cells = tokens[i].to(tl.int64) * channels
+            gdrives = rows(None, group, e, channels, PART, SPREAD, EVEN)
             gsteps = gdrives
-            before, grates_now, by_b, by_c = (), (), (), ()
+            entering, grates_now = (), ()
             for n in tl.static_range(ORDER):
-                if gains is None:
-                    c, b = held(held_c, i * ORDER + n, SPREAD), tl.load(B + row + n).to(tl.float32)
-                else:
-                    c = tl.load(C + row + n).to(tl.float32)
-                sum_b, sum_c = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
+                b, c = held(drives, i * ORDER + n, SPREAD), held(reads, i * ORDER + n, SPREAD)
+                sum_b = tl.zeros([LANES], tl.float32)
                 gdrives_now, gsteps_now = (), ()
                 for j in tl.static_range(PART):
-                    decay = tl.exp2(steps[j] * rates[n * PART + j])
-                    lam = adjoint[n * PART + j] + gouts[j] * c
-                    if gains is None:
-                        fed = steps[j] * inputs[i * PART + j]
-                        kept = decay * states[((UNROLL - 1 - i) * ORDER + n) * PART + j]
-                        sum_b += lam * fed
-                        sum_c += (kept + fed * b) * gouts[j]
-                        kept *= lam
-                        gdrives_now += (gdrives[j] + lam * b,)
-                        gsteps_now += (gsteps[j] + kept * rates[n * PART + j],)
-                        grates_now += (grates[n * PART + j] + kept * steps[j],)
-                    before += (decay * lam,)
-                if gains is None:
-                    gdrives, gsteps = gdrives_now, gsteps_now
-                    by_b += (sum_b,)
-                    by_c += (sum_c,)
-            adjoint = before
-            if gains is None:
-                sums = by_b + by_c
-                for _ in tl.static_range(SUMS - 2 * ORDER):
-                    sums += (tl.zeros([LANES], tl.float32),)
-                sums = over_lanes(sums, SUMS, SPREAD)
-                for r in tl.static_range(EACH):
-                    tl.store(gBC + 2 * row + own + r, sums[r], mask=inside & once & (own + r < 2 * ORDER))
-                grates = grates_now
-                gskips_now, goffsets_now = (), ()
-                for j in tl.static_range(PART):
-                    x = inputs[i * PART + j]
-                    gstep = gsteps[j] * LN_2 + gdrives[j] * x
-                    if SOFTPLUS:
-                        gstep *= tl.sigmoid(raws[i * PART + j])
-                    put(gu, at, e + j * SPREAD, gdrives[j] * steps[j] + skips[j] * gouts[j], inside, channels, EVEN)
-                    put(gdelta, at, e + j * SPREAD, gstep, inside, channels, EVEN)
-                    gskips_now += (gskips[j] + gouts[j] * x,)
-                    goffsets_now += (goffsets[j] + tl.where(inside, gstep, 0.0),)
-                gskips, goffsets = gskips_now, goffsets_now
-    if gains is not None:
-        keep(gains, place, adjoint, there, e, channels, ORDER, PART, SPREAD, EVEN)
-    else:
-        keep(gA, place, grates, there, e, channels, ORDER, PART, SPREAD, EVEN)
-        for j in tl.static_range(PART):
-            if gD is not None:
-                put(gD, place * channels, e + j * SPREAD, gskips[j], there, channels, EVEN)
-            if gbias is not None:
-                put(gbias, place * channels, e + j * SPREAD, goffsets[j], there, channels, EVEN)
+                    step = steps[i * PART + j]
+                    lam = adjoint[n * PART + j] + gouts[i * PART + j] * c
+                    sum_b += lam * (step * inputs[i * PART + j])
+                    pull = kepts[(i * ORDER + n) * PART + j] * lam
+                    gdrives_now += (gdrives[j] + lam * b,)
+                    gsteps_now += (gsteps[j] + pull * rates[n * PART + j],)
+                    grates_now += (grates[n * PART + j] + pull * step,)
+                    entering += (decays[(i * ORDER + n) * PART + j] * lam,)
+                gdrives, gsteps = gdrives_now, gsteps_now
+                by_b += (sum_b,)
+            adjoint, grates = entering, grates_now
+            gskips_now, goffsets_now = (), ()
+            for j in tl.static_range(PART):
+                x, gout = inputs[i * PART + j], gouts[i * PART + j]
+                gx, gstep = gdrives[j] * steps[i * PART + j] + skips[j] * gout, gsteps[j] * LN_2 + gdrives[j] * x
+                if SOFTPLUS:
+                    gstep *= tl.sigmoid(raws[i * PART + j] + offsets[j])
+                put(gu, cells, e + j * SPREAD, gx, inside, channels, EVEN)
+                put(gdelta, cells, e + j * SPREAD, gstep, inside, channels, EVEN)
+                if z is not None:
+                    gate = gates[i * PART + j]
+                    opened = tl.sigmoid(gate)
+                    slope = pulls[i * PART + j] * outs[i * PART + j] * opened * (1 + gate * (1 - opened))
+                    put(gz, cells, e + j * SPREAD, slope, inside, channels, EVEN)
+                gskips_now += (gskips[j] + gout * x,)
+                goffsets_now += (goffsets[j] + tl.where(inside, gstep, 0.0),)
+            gskips, goffsets = gskips_now, goffsets_now
+        write_sums(gB, by_b, tokens, at, first, ORDER, SPREAD, UNROLL)
+    keep(gA, place, grates, there, e, channels, ORDER, PART, SPREAD, EVEN)
+    for j in tl.static_range(PART):
+        if gD is not None:
+            put(gD, place * channels, e + j * SPREAD, gskips[j], there, channels, EVEN)
+        if gbias is not None:
+            put(gbias, place * channels, e + j * SPREAD, goffsets[j], there, channels, EVEN)

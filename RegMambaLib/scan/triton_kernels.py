@@ -7,13 +7,13 @@ and writes the outputs. The gradient is in `triton_gradient`. Every sum has a fi
 
 A program is one warp. It walks through several chunks at once: SPREAD lanes share a chunk, and each of them has PART
 channels with all their states in registers, so that what a token costs besides its states (its address, its row of B
-and C) is paid once for PART channels, and sums over states stay within a lane. The tokens of UNROLL steps are loaded
-before the first store, so that their loads overlap.
+and C) is paid once for PART channels, and sums over states stay within a lane. Tokens are taken UNROLL at a time; the
+next ones are loaded before the work on these, so that it hides the wait.
 
 `carry` runs over spans of SPAN chunks in parallel, and then once over the spans; `enter` puts both together.
 
 Arrays are contiguous: u (b, 1 or G, L, E), z likewise; delta, y and their gradients (b, G, L, E); A (G, N, E); B, C (b,
-G, L, N); D, bias (G, E); plans (G, 7) int64 from `Traversal.index_plan`; states by chunk (b, G, chunks, N, E), the time
+G, L, N); D, bias (G, E); plans (G, PLAN) int64; states by chunk (b, G, chunks, N, E), the time
 taken by chunk (b, G, chunks, E). Grids are (groups of chunks, channel blocks, b * G).
 """
 
@@ -26,18 +26,27 @@ import triton
 import triton.language as tl
 
 LANES = tl.constexpr(32)
+PLAN = tl.constexpr(11)  # numbers of a direction: of `Traversal.index_plan` and of its cut
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 # One compiled kernel for all sizes.
-SIZES = ["length", "channels", "groups", "u_groups", "z_groups", "chunk", "chunks"]
+SIZES = ["length", "channels", "groups", "u_groups", "z_groups", "tiles", "chunks"]
 
 
 @triton.jit
 def read_plan(plans, group):
-    """The plan of a direction without its slowest size, which is never needed; a volume has below 2^31 tokens."""
-    plan = plans + group * 7
+    """The plan of a direction without its slowest size, for `locate`; a volume has below 2^31 tokens."""
+    plan = plans + group * PLAN
     first, n1, n2 = tl.load(plan).to(tl.int32), tl.load(plan + 2).to(tl.int32), tl.load(plan + 3).to(tl.int32)
     s0, s1, s2 = tl.load(plan + 4).to(tl.int32), tl.load(plan + 5).to(tl.int32), tl.load(plan + 6).to(tl.int32)
     return first, n1, n2, s0, s1, s2
+
+
+@triton.jit
+def read_cut(plans, group):
+    """How a direction is cut (see `Cut` of the backend): parts, tokens of each, tokens of a chunk, neighbours."""
+    cut = plans + group * PLAN + 7
+    parts, part, chunk = tl.load(cut).to(tl.int32), tl.load(cut + 1).to(tl.int32), tl.load(cut + 2).to(tl.int32)
+    return parts, part, chunk, tl.load(cut + 3).to(tl.int32)
 
 
 @triton.jit
@@ -60,10 +69,19 @@ def advance(token, i1, i2, plan):
 
 
 @triton.jit
-def advance_if(more, token, i1, i2, plan):
-    """`advance` where there is a next token; elsewhere the same one again, so that it can be loaded."""
-    token_next, i1_next, i2_next = advance(token, i1, i2, plan)
-    return tl.where(more, token_next, token), tl.where(more, i1_next, i1), tl.where(more, i2_next, i2)
+def upcoming(spot, at, first, last, plan, UNROLL: tl.constexpr):
+    """The tokens of steps at, at + 1, ... from a spot (see `locate`) on, a tuple of UNROLL, and the spot after them.
+
+    Steps from `first` until `last` move on; before and after, the same token comes again, so that it can be loaded.
+    """
+    tokens = ()
+    for i in tl.static_range(UNROLL):
+        token, i1, i2 = spot
+        tokens += (token,)
+        moves = (at + i >= first) & (at + i < last)
+        token_next, i1_next, i2_next = advance(token, i1, i2, plan)
+        spot = (tl.where(moves, token_next, token), tl.where(moves, i1_next, i1), tl.where(moves, i2_next, i2))
+    return tokens, spot
 
 
 @triton.jit
@@ -104,18 +122,26 @@ def put(target, at, e, value, mask, channels, EVEN: tl.constexpr):
 
 
 @triton.jit
-def share(chunk, chunks, length, PART: tl.constexpr, SPREAD: tl.constexpr):
+def share(cut, chunks, PART: tl.constexpr, SPREAD: tl.constexpr):
     """What the lanes of a program work on.
 
-    Returns the chunk of each, whether there is one (else it is the last chunk), how many tokens it has (0 where there
-    is none) and the first channel; the lane's others are SPREAD apart.
+    Returns the number of each lane's chunk, whether there is one (else it is the last), where it begins, how many
+    tokens it has (0 where there is none, and beyond a direction's own chunks) and the lane's first channel; its others
+    are SPREAD apart.
     """
+    parts, part, chunk, abreast = cut
     lane = tl.arange(0, LANES)
-    number = tl.program_id(0) * (LANES // SPREAD) + lane // SPREAD
-    there = number < chunks
-    number = tl.minimum(number, chunks - 1)
-    count = tl.where(there, tl.minimum(chunk, length - number * chunk), 0)
-    return number, there, count, tl.program_id(1) * (PART * SPREAD) + lane % SPREAD
+    slot = tl.program_id(0) * (LANES // SPREAD) + lane // SPREAD
+    there = slot < chunks
+    slot = tl.minimum(slot, chunks - 1)
+    each = tl.cdiv(part, chunk)
+    own = tl.where(abreast != 0, slot % parts, slot // each)
+    piece = tl.where(abreast != 0, slot // parts, slot % each)
+    used = there & (slot < parts * each)
+    begin = tl.where(used, own * part + piece * chunk, 0)
+    count = tl.where(used, tl.minimum(chunk, part - piece * chunk), 0)
+    number = tl.where(slot < parts * each, own * each + piece, slot)
+    return number, there, begin, count, tl.program_id(1) * (PART * SPREAD) + lane % SPREAD
 
 
 @triton.jit
@@ -128,6 +154,43 @@ def rows(source, row, e, channels, PART: tl.constexpr, SPREAD: tl.constexpr, EVE
         else:
             found += (tl.zeros([LANES], tl.float32),)
     return found
+
+
+@triton.jit
+def rows_of(
+    source, tokens, e, channels, PART: tl.constexpr, SPREAD: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """Of the rows of (L, E) of UNROLL tokens the lane's channels, a tuple, token by token; an empty one for None."""
+    found = ()
+    if source is not None:
+        for i in tl.static_range(UNROLL):
+            found += rows(source, tokens[i].to(tl.int64), e, channels, PART, SPREAD, EVEN)
+    return found
+
+
+@triton.jit
+def hold(source, tokens, ORDER: tl.constexpr, SPREAD: tl.constexpr, UNROLL: tl.constexpr):
+    """The rows of (L, N) of UNROLL tokens, a tuple, shared out over the lanes of a chunk, for `held`.
+
+    So they take few registers, and few loads; an empty tuple for None.
+    """
+    found = ()
+    if source is not None:
+        for r in tl.static_range((UNROLL * ORDER + SPREAD - 1) // SPREAD):
+            place = r * SPREAD + tl.arange(0, LANES) % SPREAD
+            token = tokens[0]
+            for i in tl.static_range(1, UNROLL):
+                token = tl.where(place // ORDER == i, tokens[i], token)
+            at = token.to(tl.int64) * ORDER + place % ORDER
+            found += (tl.load(source + at, mask=place < UNROLL * ORDER, other=0.0).to(tl.float32),)
+    return found
+
+
+@triton.jit
+def held(values, PLACE: tl.constexpr, SPREAD: tl.constexpr):
+    """Element PLACE = token * N + state of what `hold` loaded, in every lane of the chunk."""
+    first = tl.arange(0, LANES) // SPREAD * SPREAD
+    return tl.gather(values[PLACE // SPREAD], first + PLACE % SPREAD, 0)
 
 
 @triton.jit
@@ -189,30 +252,45 @@ def keep(
             put(target, at, e + j * SPREAD, values[n * PART + j], mask, channels, EVEN)
 
 
+@triton.jit
+def fetch(
+    u, delta, B, C, z, spot, at, count, e, channels, plan,
+    ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Of `upcoming` tokens of a chunk all that `walk` needs, and the spot after them."""
+    tokens, spot = upcoming(spot, at, 0, count - 1, plan, UNROLL)
+    raws = rows_of(delta, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+    inputs = rows_of(u, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+    gates = rows_of(z, tokens, e, channels, PART, SPREAD, UNROLL, EVEN)
+    drives, reads = hold(B, tokens, ORDER, SPREAD, UNROLL), hold(C, tokens, ORDER, SPREAD, UNROLL)
+    return tokens, raws, inputs, gates, drives, reads, spot
+
+
 @triton.jit(do_not_specialize=SIZES)
 def walk(
     u, delta, A, B, C, D, z, bias, plans,
     entering, passed, spans, gains, sums, marks, y,
-    length, channels, groups, u_groups, z_groups, chunk, chunks,
+    length, channels, groups, u_groups, z_groups, tiles, chunks,
     SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, ORDER: tl.constexpr, PART: tl.constexpr, SPREAD: tl.constexpr,
     UNROLL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Through one chunk per SPREAD lanes, from the state that enters it (see `enter`), or from zero.
 
-    Writes what it is given room for: `gains`, the state at the end, with `sums`, the time taken; `marks` (b, G,
-    tiles, N, E), the state before every UNROLL tokens; y. D, z, bias may be None.
+    Writes what it is given room for: `gains`, the state at the end, with `sums`, the time taken; y, which C is for;
+    `marks` (b, G, tiles, N, E), the state before every UNROLL tokens of a chunk. D, z, bias may be None.
     """
     direction = tl.program_id(2).to(tl.int64)
     image, group = direction // groups, direction % groups
-    number, there, count, e = share(chunk, chunks, length, PART, SPREAD)
+    cut = read_cut(plans, group)
+    number, there, begin, count, e = share(cut, chunks, PART, SPREAD)
     u += (image * u_groups + group % u_groups) * length * channels
     delta += direction * length * channels
     B += direction * length * ORDER
     if y is not None:
         y += direction * length * channels
         C += direction * length * ORDER
-        if z is not None:
-            z += (image * z_groups + group % z_groups) * length * channels
+    if z is not None:
+        z += (image * z_groups + group % z_groups) * length * channels
     rates = scaled(states_at(A, group, e, channels, ORDER, PART, SPREAD, EVEN), LOG2_E, ORDER * PART)
     skips = rows(D, group, e, channels, PART, SPREAD, EVEN)
     offsets = rows(bias, group, e, channels, PART, SPREAD, EVEN)
@@ -221,32 +299,24 @@ def walk(
     state = enter(entering, passed, spans, rates, place, span, e, channels, ORDER, PART, SPREAD, EVEN)
     times = rows(None, group, e, channels, PART, SPREAD, EVEN)
     plan = read_plan(plans, group)
-    token, i1, i2 = locate(number * chunk, plan)
+    _, _, chunk, _ = cut
+    tile = direction * tiles + number * tl.cdiv(chunk, UNROLL)
+    begun = locate(begin, plan)
+    ahead = fetch(u, delta, B, C, z, begun, 0, count, e, channels, plan, ORDER, PART, SPREAD, UNROLL, EVEN)
     for start in range(0, chunk, UNROLL):
         if marks is not None:
-            tile = direction * tl.cdiv(length, UNROLL) + (number * chunk + start) // UNROLL
-            keep(marks, tile, state, start < count, e, channels, ORDER, PART, SPREAD, EVEN)
-        places, steps, inputs, gates, drives, reads = (), (), (), (), (), ()
-        for i in tl.static_range(UNROLL):
-            at = token.to(tl.int64) * channels.to(tl.int64)
-            places += (at,)
-            for j in tl.static_range(PART):
-                steps += (cell(delta, at, e + j * SPREAD, channels, EVEN),)
-                inputs += (cell(u, at, e + j * SPREAD, channels, EVEN),)
-                if y is not None and z is not None:
-                    gates += (cell(z, at, e + j * SPREAD, channels, EVEN),)
-            row = token.to(tl.int64) * ORDER
-            for n in tl.static_range(ORDER):
-                drives += (tl.load(B + row + n).to(tl.float32),)
-                if y is not None:
-                    reads += (tl.load(C + row + n).to(tl.float32),)
-            token, i1, i2 = advance_if(start + i + 1 < count, token, i1, i2, plan)
+            keep(marks, tile + start // UNROLL, state, start < count, e, channels, ORDER, PART, SPREAD, EVEN)
+        tokens, raws, inputs, gates, drives, reads, spot = ahead
+        # The next ones are on their way while these are worked on.
+        ahead = fetch(
+            u, delta, B, C, z, spot, start + UNROLL, count, e, channels, plan, ORDER, PART, SPREAD, UNROLL, EVEN
+        )
         for i in tl.static_range(UNROLL):
             inside = start + i < count
-            taken, fed, values, sofar = (), (), (), ()
+            steps, fed, values, sofar = (), (), (), ()
             for j in tl.static_range(PART):
-                step = time_step(steps[i * PART + j] + offsets[j], inside, SOFTPLUS)
-                taken += (step,)
+                step = time_step(raws[i * PART + j] + offsets[j], inside, SOFTPLUS)
+                steps += (step,)
                 fed += (step * inputs[i * PART + j],)
                 values += (skips[j] * inputs[i * PART + j],)
                 sofar += (times[j] + step,)
@@ -254,20 +324,24 @@ def walk(
             after = ()
             for n in tl.static_range(ORDER):
                 total = ()
+                b = held(drives, i * ORDER + n, SPREAD)
+                if y is not None:
+                    c = held(reads, i * ORDER + n, SPREAD)
                 for j in tl.static_range(PART):
-                    now = tl.exp2(taken[j] * rates[n * PART + j]) * state[n * PART + j] + fed[j] * drives[i * ORDER + n]
+                    now = tl.exp2(steps[j] * rates[n * PART + j]) * state[n * PART + j] + fed[j] * b
                     after += (now,)
                     if y is not None:
-                        total += (values[j] + now * reads[i * ORDER + n],)
+                        total += (values[j] + now * c,)
                 if y is not None:
                     values = total
             state = after
             if y is not None:
+                at = tokens[i].to(tl.int64) * channels
                 for j in tl.static_range(PART):
                     out = values[j]
                     if z is not None:
                         out *= gates[i * PART + j] * tl.sigmoid(gates[i * PART + j])
-                    put(y, places[i], e + j * SPREAD, out, inside, channels, EVEN)
+                    put(y, at, e + j * SPREAD, out, inside, channels, EVEN)
     if gains is not None:
         keep(gains, place, state, there, e, channels, ORDER, PART, SPREAD, EVEN)
         for j in tl.static_range(PART):

@@ -28,7 +28,7 @@ _WHITENESS = {
 }
 _OTHER_WHITENESS = 0.3
 # FreeSurfer numbers of a structure on the left and on the right.
-_SIDES = (
+SIDES = (
     *((2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52)),
     *((17, 53), (18, 54), (25, 57), (26, 58), (28, 60)),
 )
@@ -62,7 +62,7 @@ def other_contrast(rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
         out = dark + (1 - dark) * np.maximum(1 - table, 0) ** rng.uniform(0.6, 1.4)
     else:
         out = rng.uniform(0.05, 1.0, table.size)
-        for left, right in _SIDES:
+        for left, right in SIDES:
             out[right] = out[left] + 0.05 * rng.standard_normal()
         out[list(CSF_LABELS)] = out[CSF_LABELS[0]]
     return np.where(table > 0, np.clip(out, 0.03, 1.0), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,7 +62,7 @@ class Logs:
             self._writer.add_image("example", picture, step, dataformats="HWC")
 
 
-def trim_log(log: Path, steps: int) -> None:
+def trim_log(log: Path, steps: int, columns: Sequence[str] = COLUMNS) -> None:
     """Drop rows after `steps`, which a killed run wrote after its last checkpoint."""
     rows: list[dict[str, str]] = []
     if log.exists() and steps:
@@ -70,7 +71,7 @@ def trim_log(log: Path, steps: int) -> None:
                 row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) <= steps
             ]
     with staged_file(log, overwrite=True) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 

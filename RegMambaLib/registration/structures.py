@@ -1,0 +1,126 @@
+"""Maps of a brain's structures, which pull in refinement beside the images, and when they are to be believed.
+
+Where an image shows little (the edge of the amygdala, folds of the cortex blurred by noise) local correlation goes
+astray; what a network trained on labelled anatomies makes of the whole image does not. Matching such maps is how
+registration learns from labels in VoxelMorph (Balakrishnan et al., IEEE TMI 2019) and SynthMorph (Hoffmann et al., IEEE
+TMI 2022), there in training, here on the pair itself.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS, Window, anatomy_window
+from .settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..networks.structures import StructureNet
+
+# The channels of the maps: classes that lie far enough apart to share one, and what the channel counts. Chosen on the
+# pairs that settings were chosen on (docs/benchmarks.md). Leaving out the pallidum, the brainstem and others loses
+# nothing: LNCC finds them by itself, and each definition of them is another.
+CHANNELS: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("thalamus", "amygdala", "accumbens"), 2.0),
+    (("lateral ventricle", "inferior lateral ventricle"), 2.0),
+    (("caudate", "hippocampus"), 2.0),
+    (("white matter",), 1.0),
+    (("cortex",), 1.0),
+)
+# Of white matter and cortex together: what T1 brains have at least (12 brains of three data sets: .0147, .0078, .0104
+# and .0083; turned over, T2-like, caudate and putamen .0045 and .0027), and the share of white matter. How much
+# brighter than cortex it is at least, and how undecided the network is at most, nats (.26 to .36; turned over .52).
+LEAST = {"thalamus": 0.01, "caudate": 0.0035, "putamen": 0.006, "hippocampus": 0.004}
+WHITE_SHARE, CONTRAST, DOUBT = (0.25, 0.7), 1.15, 0.45
+
+
+def wanted(settings: Settings, weights: str, alike: bool) -> bool:
+    """Whether to look for structures: for refinement, with the weights for T1 brains, in images of one contrast."""
+    return settings.structures and any(settings.iterations) and weights == SAME_CONTRAST_WEIGHTS and alike
+
+
+def structure_maps(
+    fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The maps of both images, (k, j, i, channels) float32; None where an image does not look like a T1 brain.
+
+    Args:
+        fixed, moving: (k, j, i) float32 in [0, 1] on the network's grid (`network_shape`), linearly aligned.
+    """
+    window = anatomy_window((fixed > 0) | (moving > 0))
+    if window is None:
+        return None
+    try:
+        return _maps_within(window, fixed, moving, device)
+    except NotImplementedError:  # older torch lacks some 3-D operations on Apple's GPUs
+        if device != "mps":
+            raise
+        return _maps_within(window, fixed, moving, "cpu")
+
+
+def _maps_within(
+    window: Window, fixed: np.ndarray, moving: np.ndarray, device: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    import torch
+
+    network = load_structure_network()
+    layout = torch.channels_last_3d if device == "cpu" else torch.contiguous_format
+    network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    shown = np.zeros((2, *window.size), np.float32)
+    for image, volume in zip(shown, (fixed, moving), strict=True):
+        image[window.frame] = volume[window.inner]
+    images = torch.from_numpy(shown).to(device)
+    found = []
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for image, logits in zip(images, network(images[:, None]), strict=True):
+            inside = image > 0
+            shares = logits[:, inside].softmax(0)
+            if not believable(image[inside], shares):
+                return None
+            maps = torch.zeros((*image.shape, len(CHANNELS)), device=image.device)
+            maps[inside] = torch.stack([scale * shares[_numbers(names)].sum(0) for names, scale in CHANNELS], -1)
+            whole = np.zeros((*fixed.shape, len(CHANNELS)), np.float32)
+            whole[window.inner] = maps.cpu().numpy()[window.frame]
+            found.append(whole)
+    return found[0], found[1]
+
+
+def believable(values: torch.Tensor, shares: torch.Tensor) -> bool:
+    """Whether what was recognised is a T1 brain: structures of the usual amounts, white matter brightest, no doubt.
+
+    Args:
+        values: (n,), of the voxels of an image that are not background.
+        shares: their probabilities (classes, n).
+    """
+    from ..networks.structures import NAMES
+
+    amounts = shares.sum(1)
+    brightness = shares @ values / amounts.clamp_min(1e-6)
+    doubt = -(shares * shares.clamp_min(1e-9).log()).sum(0).mean().item()
+    amount, bright = (dict(zip(NAMES, numbers.tolist(), strict=True)) for numbers in (amounts, brightness))
+    cerebrum = amount["white matter"] + amount["cortex"]
+    return (
+        doubt < DOUBT
+        and WHITE_SHARE[0] * cerebrum < amount["white matter"] < WHITE_SHARE[1] * cerebrum
+        and bright["white matter"] > CONTRAST * bright["cortex"]
+        and all(amount[name] > least * cerebrum for name, least in LEAST.items())
+    )
+
+
+@lru_cache(maxsize=1)
+def load_structure_network(path: Path = STRUCTURE_WEIGHTS) -> StructureNet:
+    """The shipped network; it stays in memory, on the device it ran on."""
+    from ..networks.structures import load_structures
+
+    return load_structures(path)
+
+
+def _numbers(names: tuple[str, ...]) -> list[int]:
+    from ..networks.structures import NAMES
+
+    return [NAMES.index(name) for name in names]
