@@ -11,10 +11,10 @@ from RegMambaLib.registration import kernels, structures
 from RegMambaLib.registration import refine as refinement
 from RegMambaLib.registration.engine_torch import TorchEngine
 from RegMambaLib.registration.map_pull import MapPull, maps_at_level
-from RegMambaLib.registration.network import FRAME, anatomy_window, shipped_weights
+from RegMambaLib.registration.network import shipped_weights
 from RegMambaLib.registration.refine import Pair, refine
 from RegMambaLib.registration.settings import Settings
-from RegMambaLib.registration.structures import believable, structure_maps, wanted
+from RegMambaLib.registration.structures import FRAME, anatomy_window, believable, structure_maps, wanted
 from RegMambaLib.spatial import fields
 
 EVERYWHERE = np.empty((0, 0, 0), np.float32)
@@ -89,6 +89,7 @@ def test_a_window_holds_the_anatomy_in_the_middle_of_what_the_network_was_traine
         assert abs(span.start - (length - span.stop)) <= 1
     mask[:] = True
     assert anatomy_window(mask).size == (96, 96, 80)
+    assert anatomy_window(mask[:84]).size == FRAME
     assert anatomy_window(np.zeros((4, 4, 4), bool)) is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +14,8 @@ from ..spatial import fields
 if TYPE_CHECKING:
     from ..networks.base import RegistrationNetwork
 
-T = TypeVar("T")
-
 # mm per voxel that shipped weights were trained on; the network then sees a brain on about 80 x 96 x 80 voxels.
 NETWORK_SPACING = 2.0
-# Voxels that images had in training, and of what number the sizes are multiples that all networks take.
-FRAME, MULTIPLE = (80, 96, 80), 16
 # What `weights: auto` stands for where the images show one contrast, or can be brought to one, and where they do not.
 SAME_CONTRAST_WEIGHTS, ANY_CONTRAST_WEIGHTS = "brain-t1", "general"
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
@@ -117,10 +113,7 @@ def predict(
     # Convolutions are a fifth faster so on the CPU.
     layout = torch.channels_last_3d if device == "cpu" else torch.contiguous_format
     network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    window = anatomy_window((fixed > 0) | (moving > 0))
-    if window is None:
-        return np.zeros((3, *fixed.shape), np.float32)
-    small, other = (torch.from_numpy(volume[window.inner])[None, None].to(device) for volume in (moving, fixed))
+    small, other = (torch.from_numpy(volume)[None, None].to(device) for volume in (moving, fixed))
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as said, with all its digits
             displacement, _ = network.predict(small, other)
@@ -128,44 +121,7 @@ def predict(
         if device != "mps":
             raise
         return predict(network, fixed, moving)
-    outside = [(span.start, n - span.stop) for span, n in zip(window.inner, fixed.shape, strict=True)]
-    return np.pad(displacement[0].float().cpu().numpy(), [(0, 0), *outside], mode="edge")
-
-
-class Window(NamedTuple):
-    """What to show a network of a volume (k, j, i): the part around the anatomy, its place in a frame, the frame.
-
-    size: of the frame. What the frame has beyond the volume is background.
-    """
-
-    inner: tuple[slice, slice, slice]
-    frame: tuple[slice, slice, slice]
-    size: tuple[int, int, int]
-
-
-def anatomy_window(mask: np.ndarray) -> Window | None:
-    """The window around what is set in a mask (k, j, i), None where nothing is.
-
-    Networks were trained with the brain in the middle of FRAME, and the background counts in their normalisation; a
-    larger anatomy gets the next multiple that fits.
-    """
-    box = fields.box_of(mask)
-    if box is None:
-        return None
-    inner, frame, size = [], [], []
-    for span, whole, usual in zip(box, mask.shape, FRAME, strict=True):
-        length = max(usual, -(-(span.stop - span.start) // MULTIPLE) * MULTIPLE)
-        first = (span.start + span.stop - length) // 2
-        low, high = max(first, 0), min(first + length, whole)
-        inner.append(slice(low, high))
-        frame.append(slice(low - first, high - first))
-        size.append(length)
-    return Window(_three(inner), _three(frame), _three(size))
-
-
-def _three(values: list[T]) -> tuple[T, T, T]:
-    z, y, x = values
-    return z, y, x
+    return np.ascontiguousarray(displacement[0].float().cpu().numpy())
 
 
 def network_shape(shape: tuple[int, ...], spacing: float) -> tuple[int, int, int]:

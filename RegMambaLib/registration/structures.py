@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS, Window, anatomy_window
+from ..spatial import fields
+from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS
 from .settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
     from ..networks.structures import StructureNet
+
+T = TypeVar("T")
 
 # The channels of the maps: classes that lie far enough apart to share one, and what the channel counts. Chosen on the
 # pairs that settings were chosen on (docs/benchmarks.md). Leaving out the pallidum, the brainstem and others loses
@@ -32,6 +35,10 @@ CHANNELS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("white matter",), 1.0),
     (("cortex",), 1.0),
 )
+# Voxels that images had in training, and of what number the sizes are multiples that the network takes.
+FRAME, MULTIPLE = (80, 96, 80), 16
+# Voxels of the anatomy along an axis that a window may leave out: smoothing to 2 mm has made its rim so much wider.
+RIM = 4
 # Of white matter and cortex together: what T1 brains have at least (12 brains of three data sets: .0147, .0078, .0104
 # and .0083; turned over, T2-like, caudate and putamen .0045 and .0027), and the share of white matter. How much
 # brighter than cortex it is at least, and how undecided the network is at most, nats (.26 to .36; turned over .52).
@@ -76,10 +83,11 @@ def _maps_within(
         image[window.frame] = volume[window.inner]
     images = torch.from_numpy(shown).to(device)
     found = []
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    fast = torch.autocast("cpu", torch.bfloat16, enabled=device == "cpu" and _has_bfloat16())
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), fast:
         for image, logits in zip(images, network(images[:, None]), strict=True):
             inside = image > 0
-            shares = logits[:, inside].softmax(0)
+            shares = logits[:, inside].float().softmax(0)
             if not believable(image[inside], shares):
                 return None
             maps = torch.zeros((*image.shape, len(CHANNELS)), device=image.device)
@@ -88,6 +96,42 @@ def _maps_within(
             whole[window.inner] = maps.cpu().numpy()[window.frame]
             found.append(whole)
     return found[0], found[1]
+
+
+class Window(NamedTuple):
+    """What to show the network of a volume (k, j, i): the part around the anatomy, its place in a frame, the frame.
+
+    size: of the frame. What the frame has beyond the volume is background.
+    """
+
+    inner: tuple[slice, slice, slice]
+    frame: tuple[slice, slice, slice]
+    size: tuple[int, int, int]
+
+
+def anatomy_window(mask: np.ndarray) -> Window | None:
+    """The window around what is set in a mask (k, j, i), None where nothing is.
+
+    The network was trained with the brain in the middle of FRAME, and the background counts in its normalisation; a
+    larger anatomy gets the next multiple that fits.
+    """
+    box = fields.box_of(mask)
+    if box is None:
+        return None
+    inner, frame, size = [], [], []
+    for span, whole, usual in zip(box, mask.shape, FRAME, strict=True):
+        length = max(usual, -(-(span.stop - span.start - RIM) // MULTIPLE) * MULTIPLE)
+        first = (span.start + span.stop - length) // 2
+        low, high = max(first, 0), min(first + length, whole)
+        inner.append(slice(low, high))
+        frame.append(slice(low - first, high - first))
+        size.append(length)
+    return Window(_three(inner), _three(frame), _three(size))
+
+
+def _three(values: list[T]) -> tuple[T, T, T]:
+    z, y, x = values
+    return z, y, x
 
 
 def believable(values: torch.Tensor, shares: torch.Tensor) -> bool:
@@ -118,6 +162,14 @@ def load_structure_network(path: Path = STRUCTURE_WEIGHTS) -> StructureNet:
     from ..networks.structures import load_structures
 
     return load_structures(path)
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16, as the network did in training: three times as fast as in float32."""
+    import torch
+
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _numbers(names: tuple[str, ...]) -> list[int]:
