@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import SimpleITK as sitk
 from conftest import DATA, apply, linear, made_grid, smallest_determinants, world_of
@@ -44,6 +46,15 @@ def random_start(seed, center):
     shift = way / np.linalg.norm(way) * rng.uniform(10, 40)
     about = linear(shift=center)
     return about @ linear(turn, shift) @ np.linalg.inv(about)
+
+
+def turned_over(image):
+    """The brain with its contrast the other way round, as in T2; background stays."""
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    top = np.percentile(values[values > 0], 99.5)
+    other = sitk.GetImageFromArray(np.where(values > 0, 1.05 * top - np.minimum(values, top), 0))
+    other.CopyInformation(image)
+    return other
 
 
 def mean_dice(fixed, moved):
@@ -90,16 +101,27 @@ if BRAINS.is_dir():
 
     def test_a_turned_over_contrast_costs_little_overlap():
         fixed, moving = brain(1), brain(4)
-        values = sitk.GetArrayFromImage(moving).astype(np.float32)
-        top = np.percentile(values[values > 0], 99.5)
-        other = sitk.GetImageFromArray(np.where(values > 0, 1.05 * top - np.minimum(values, top), 0))
-        other.CopyInformation(moving)
         labels = brain(1, "dkt31cma"), brain(4, "dkt31cma")
         settings = Settings(affine="none", iterations=(), device="cpu")
-        same, turned = register(fixed, moving, settings=settings), register(fixed, other, settings=settings)
+        same, turned = (
+            register(fixed, moving, settings=settings),
+            register(fixed, turned_over(moving), settings=settings),
+        )
         assert turned.details["network_used"] and turned.details["contrast_carried"] == "moving"
         scores = [mean_dice(labels[0], result.warp(labels[1], labels=True)) for result in (same, turned)]
         assert scores[1] > scores[0] - 0.03
+
+    def test_structures_help_two_brains_and_are_not_believed_in_another_contrast():
+        fixed, moving = brain(1), brain(4)
+        labels = brain(1, "dkt31cma"), brain(4, "dkt31cma")
+        settings = Settings(affine="none", device="cpu")
+        with_them = register(fixed, moving, settings=settings)
+        without = register(fixed, moving, settings=replace(settings, structures=False))
+        assert with_them.details["structures_used"] and not without.details["structures_used"]
+        scores = [mean_dice(labels[0], result.warp(labels[1], labels=True)) for result in (with_them, without)]
+        assert scores[0] > scores[1]
+        quick = replace(settings, iterations=(1,), repair=False)
+        assert not register(turned_over(fixed), turned_over(moving), settings=quick).details["structures_used"]
 
 else:
 
