@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 # About as many lines are printed over a run.
-_LINES = 20
+LINES = 20
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Ctrl-C within the block says how to go on with the run of that folder, and ends the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Stopped; the same command goes on from the last checkpoint in {output}.", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
 
 
 def train(
@@ -57,14 +69,11 @@ def train(
 
     def report(row: dict[str, Any]) -> None:
         losses.append(row["loss"])
-        if not quiet and (row["step"] % max(1, settings.steps // _LINES) == 0 or "val_dice" in row):
+        if not quiet and (row["step"] % max(1, settings.steps // LINES) == 0 or "val_dice" in row):
             _print_row(row, settings)
 
-    try:
+    with resumable(settings.output):
         run(settings, report=report, note=lambda text: None if quiet else print(text, file=sys.stderr))
-    except KeyboardInterrupt:
-        print(f"Stopped; the same command goes on from the last checkpoint in {settings.output}.", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
     if quiet or not losses:
         return
     part = max(1, len(losses) // 10)

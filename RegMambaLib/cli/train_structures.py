@@ -11,10 +11,7 @@ import typer
 from ..errors import InputError
 from ..registration.device import find_device
 from .options import Quiet
-from .train import STOPPED
-
-# About as many lines are printed over a run.
-_LINES = 20
+from .train import LINES, resumable
 
 
 def train_structures(
@@ -55,20 +52,17 @@ def train_structures(
     def report(row: structures.Row) -> None:
         nonlocal printed
         losses.append(row["loss"])
-        part = row["step"] * _LINES // settings.steps
+        part = row["step"] * LINES // settings.steps
         if not quiet and (part > printed or "dice" in row):
             printed = part
             text = f"step {row['step']}/{settings.steps}  {row['seconds']:.0f} s  loss {row['loss']:.4f}"
             text += f"  validation Dice {row['dice']:.4f}" if "dice" in row else ""
             print(text, file=sys.stderr, flush=True)
 
-    try:
+    with resumable(settings.output):
         dice = structures.run(
             settings, report=report, note=lambda text: None if quiet else print(text, file=sys.stderr)
         )
-    except KeyboardInterrupt:
-        print(f"Stopped; the same command goes on from the last checkpoint in {settings.output}.", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
     if quiet:
         return
     print(*(f"{name:<28}{value:.3f}" for name, value in dice.items()), sep="\n")

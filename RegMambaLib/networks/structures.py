@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from RegMambaLib.errors import InputError
-from RegMambaLib.networks.weights import read_weights
+from RegMambaLib.networks.weights import read_weights, stored
 
 FORMAT = "regmamba-structures-1"
 # What is told apart, with FreeSurfer's numbers (those of the left, then of the right side), the last four of SynthSeg's
@@ -114,10 +114,7 @@ def _to_voxels(x: torch.Tensor) -> torch.Tensor:
 def save_structures(network: StructureNet, path: str | PathLike[str], card: Mapping[str, Any] | None = None) -> None:
     """Write weights (float16), widths and a card (anything JSON can hold) to a safetensors file."""
     header = {"format": FORMAT, "widths": json.dumps(network.widths), "card": json.dumps(dict(card or {}))}
-    tensors = {name: value.detach().cpu().half().contiguous() for name, value in network.state_dict().items()}
-    if not all(torch.isfinite(value).all() for value in tensors.values()):
-        raise InputError("The weights are not finite in float16; the network is not usable.")
-    save_file(tensors, str(path), header)
+    save_file(stored(network, torch.float16), str(path), header)
 
 
 def load_structures(path: str | PathLike[str]) -> StructureNet:

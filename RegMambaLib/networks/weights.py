@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from RegMambaLib.errors import InputError
 from RegMambaLib.networks.base import RegistrationNetwork
@@ -41,12 +42,17 @@ def save_network(
         }
     except TypeError as error:
         raise InputError(f"The card of a weight file must hold plain JSON values: {error}.") from error
-    dtype = torch.float16 if half else torch.float32
+    save_file(stored(network, torch.float16 if half else torch.float32), str(path), header)
+
+
+def stored(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A network's weights as a file holds them. Raises InputError where that type cannot hold one."""
     tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in network.state_dict().items()}
     overflowing = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if overflowing:
-        raise InputError(f"Weights {', '.join(overflowing[:3])} are not finite in {dtype}; the network is not usable.")
-    save_file(tensors, str(path), header)
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"Weights {', '.join(overflowing[:3])} are not finite in {kind}; the network is not usable.")
+    return tensors
 
 
 def load_network(path: str | PathLike[str]) -> RegistrationNetwork:

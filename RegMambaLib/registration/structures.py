@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from ..spatial import fields
-from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS
+from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS, placed
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def _maps_within(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     import torch
 
-    network = load_structure_network()
-    layout = torch.channels_last_3d if device == "cpu" else torch.contiguous_format
-    network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    network = placed(load_structure_network(), device)
     shown = np.zeros((2, *window.size), np.float32)
     for image, volume in zip(shown, (fixed, moving), strict=True):
         image[window.frame] = volume[window.inner]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,25 @@ def save_checkpoint(
         torch.save(state, part)
 
 
+def read_state(folder: Path, kind: str) -> dict[str, Any] | None:
+    """What the checkpoint of a run's folder holds; None where there is none.
+
+    Raises InputError if it is damaged, or not of this kind, which it says under "format".
+    """
+    file = folder / CHECKPOINT
+    if not file.exists():
+        return None
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{file} cannot be read; remove it to start anew, or give another output.") from error
+    if not isinstance(state, dict) or state.get("format") != kind:
+        raise InputError(
+            f"{file} is no checkpoint of this kind and version; remove it to start anew, or give another output."
+        )
+    return state
+
+
 def load_checkpoint(
     config: TrainingConfig,
     network: nn.Module,
@@ -83,14 +103,9 @@ def load_checkpoint(
         InputError: it is damaged, of another version, or of a run with another seed, batch or network.
     """
     file = config.output / CHECKPOINT
-    if not file.exists():
+    state = read_state(config.output, _FORMAT)
+    if state is None:
         return None
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{file} cannot be read; remove it to start anew, or give another output.") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise InputError(f"{file} is no checkpoint of this version; remove it to start anew, or give another output.")
     changes = differences(state["config"], plain(config))
     for name, before, now in changes:
         if name in ("seed", "batch"):

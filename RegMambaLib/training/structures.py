@@ -23,7 +23,7 @@ from RegMambaLib.errors import InputError
 from RegMambaLib.io.atomic import staged_file, writing
 from RegMambaLib.networks.structures import CLASSES, NAMES, WIDTHS, StructureNet, save_structures
 from RegMambaLib.training.anatomy import FIRST_OTHER, Anatomy, load_anatomies
-from RegMambaLib.training.checkpoint import CHECKPOINT, Average
+from RegMambaLib.training.checkpoint import CHECKPOINT, Average, read_state
 from RegMambaLib.training.config import Optimiser
 from RegMambaLib.training.logs import LOG, trim_log
 from RegMambaLib.training.shapes import random_shapes
@@ -213,14 +213,9 @@ class _Run:
     def resume(self, note: Callable[[str], None]) -> None:
         """Take up the checkpoint of the folder, if there is one. Raises InputError if it is not of this run."""
         file = self.settings.output / CHECKPOINT
-        if not file.exists():
+        state = read_state(self.settings.output, _FORMAT)
+        if state is None:
             return
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(f"{file} cannot be read; remove it to start anew, or give another output.") from error
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise InputError(f"{file} is no checkpoint of this kind and version; give another output.")
         for name, now in self._identity().items():
             if (before := state["run"].get(name)) != now:
                 what = f"{name} {before}, not {now}" if isinstance(now, int) else f"other {name}"
