@@ -34,7 +34,7 @@ class MapPull:
             own = self.own
         kernels.channel_force(self.fixed, self.moving, own, self.weight, self.spans, self.pull)
         image = kernels.mean_square(force, spans)
-        pull = kernels.mean_square(self.pull, fields.whole(self.shape))
+        pull = kernels.mean_square(self.pull, self.spans)  # there is none elsewhere
         if pull > 0:
             kernels.add_resized(self.pull, np.float32(MAP_WEIGHT * np.sqrt(image / pull)), spans, force)
 
