@@ -14,7 +14,7 @@ from pathlib import Path
 HOME = Path(__file__).parent
 SOURCES = (
     *("spatial/rows.py", "spatial/kernels.py", "spatial/jacobian_kernels.py"),
-    *("registration/kernels.py", "registration/lncc_kernels.py", "registration/repair.py"),
+    *("registration/cortex.py", "registration/kernels.py", "registration/lncc_kernels.py", "registration/repair.py"),
     *("scan/numba_math.py", "scan/numba_lanes.py", "scan/numba_scan.py", "scan/numba_scan_gradient.py"),
     "scan/numba_conv.py",
 )

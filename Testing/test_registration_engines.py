@@ -20,7 +20,16 @@ from RegMambaLib.registration import torch_steps
 from RegMambaLib.registration.engine_numba import NumbaEngine
 from RegMambaLib.registration.engine_torch import TorchEngine
 from RegMambaLib.registration.network import mean_lncc
-from RegMambaLib.registration.refine import Pair, level_shapes, pick, refine, shrink, to_shape, with_extra_iterations
+from RegMambaLib.registration.refine import (
+    Maps,
+    Pair,
+    level_shapes,
+    pick,
+    refine,
+    shrink,
+    to_shape,
+    with_extra_iterations,
+)
 from RegMambaLib.registration.settings import Settings
 from RegMambaLib.spatial import fields
 
@@ -126,8 +135,10 @@ def test_constant_images_leave_the_start_alone_to_the_last_bit(metric):
 def test_an_iteration_never_reads_a_number_back_from_the_device(monkeypatch):
     """Which would make the processor wait; `meta` tensors have no numbers to read."""
     for metric in ("lncc", "mind"):
-        both = pair(weighted=True)
+        maps = tuple(Maps(*(volume(shape, seed)[..., None] for seed in (2, 3)), 0.2) for shape in (SHAPE, (8, 7, 7)))
+        both = replace(pair(weighted=True), maps=maps)
         engine = TorchEngine(both, fractional(SHAPE), Settings(guide=True), metric)
+        engine.maps = [(*(part.to("meta") for part in parts), strength) for *parts, strength in engine.maps]
         for name, value in vars(engine).items():
             if isinstance(value, torch.Tensor):
                 setattr(engine, name, value.to("meta"))

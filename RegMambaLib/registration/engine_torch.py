@@ -17,7 +17,7 @@ from ..spatial import fields
 from ..spatial.fields import gaussian_taps
 from . import torch_steps
 from .engine_numba import level_spans, still_axes, windows_of
-from .map_pull import MAP_WEIGHT, maps_at_level
+from .map_pull import maps_at_level
 from .refine import ADAM_FLOOR, SAME_LNCC, Pair
 from .settings import Settings
 
@@ -62,13 +62,12 @@ class TorchEngine:
             assert pair.fixed_labels is not None and pair.moving_labels is not None
             self.fixed_labels, self.moving_labels = put(pair.fixed_labels), put(pair.moving_labels)
             self.count = put(np.bincount(pair.fixed_labels[inside], minlength=pair.labels).astype(np.float32))
-        self.mapped = pair.fixed_maps is not None
-        if self.mapped:
-            self.fixed_maps, self.moving_maps, weight = (put(array) for array in maps_at_level(pair))
-            self.map_weight = weight if weight.numel() else torch.ones_like(self.fixed_maps[..., 0])
-            self.fixed_maps, self.moving_maps = (
-                maps.movedim(-1, 0).contiguous() for maps in (self.fixed_maps, self.moving_maps)
-            )
+        self.maps = []
+        for maps in pair.maps:
+            own_fixed, own_moving, weight = (put(array) for array in maps_at_level(maps, pair))
+            weight = weight if weight.numel() else torch.ones_like(own_fixed[..., 0])
+            own_fixed, own_moving = (own.movedim(-1, 0).contiguous() for own in (own_fixed, own_moving))
+            self.maps.append((own_fixed, own_moving, weight, maps.weight))
         self.update_taps = put(gaussian_taps(settings.smooth_update))
         self.total_taps = put(gaussian_taps(settings.smooth_total))
         self.no_smoothing = torch.zeros_like(self.total_taps)
@@ -86,7 +85,7 @@ class TorchEngine:
         force, similarity = self._image_force()
         if self.guided:
             force = self._with_labels(force)
-        if self.mapped:
+        if self.maps:
             force = self._with_maps(force)
         for axis in self.still:
             force[axis] = 0
@@ -126,13 +125,14 @@ class TorchEngine:
 
     def _with_maps(self, force: torch.Tensor) -> torch.Tensor:
         """With the pull of the maps; see `map_pull`."""
-        shape = self.fixed_maps.shape[1:]
-        own = torch_steps.sampled_displacement(self.u, shape)
-        pull, _ = self.steps.channel_force(self.fixed_maps, self.moving_maps, own, self.map_weight)
         image = torch.linalg.vector_norm(force) / self.u[0].numel() ** 0.5
-        maps = torch.linalg.vector_norm(pull) / own[0].numel() ** 0.5
-        scale = torch.where(maps > 0, MAP_WEIGHT * image / maps, 0.0)
-        return torch.addcmul(force, torch_steps.resized(pull, self.u.shape[1:]), scale * self.inside)
+        for fixed, moving, weight, strength in self.maps:
+            own = torch_steps.sampled_displacement(self.u, fixed.shape[1:])
+            pull, _ = self.steps.channel_force(fixed, moving, own, weight)
+            size = torch.linalg.vector_norm(pull) / own[0].numel() ** 0.5
+            scale = torch.where(size > 0, strength * image / size, 0.0)
+            force = torch.addcmul(force, torch_steps.resized(pull, self.u.shape[1:]), scale * self.inside)
+        return force
 
 
 def steps_for(device: torch.device) -> ModuleType:

@@ -6,10 +6,8 @@ import numpy as np
 
 from ..spatial import fields
 from . import kernels
-from .refine import Pair
+from .refine import Maps, Pair, shrink
 
-# What the maps pull, of what the images pull, as root mean squares.
-MAP_WEIGHT = 0.25
 # Of a channel, below which a voxel is far from all structures; and how far from them the maps still pull, voxels.
 FAR, REACH = 0.02, 2
 
@@ -17,8 +15,9 @@ FAR, REACH = 0.02, 2
 class MapPull:
     """The downhill direction of the squared difference of both maps, on the coarser of their grid and the level's."""
 
-    def __init__(self, pair: Pair) -> None:
-        self.fixed, self.moving, self.weight = maps_at_level(pair)
+    def __init__(self, maps: Maps, pair: Pair) -> None:
+        self.strength = maps.weight
+        self.fixed, self.moving, self.weight = maps_at_level(maps, pair)
         self.shape = self.fixed.shape[:3]
         channels = (*np.moveaxis(self.fixed, -1, 0), *np.moveaxis(self.moving, -1, 0))
         near = np.maximum.reduce(channels) > FAR
@@ -26,32 +25,33 @@ class MapPull:
         self.pull = np.zeros((3, *self.shape), np.float32)
         self.own = np.zeros_like(self.pull)
 
-    def add(self, u: np.ndarray, spans: np.ndarray, force: np.ndarray) -> None:
-        """Add the pull at displacement u to the force of the images, both (3, k, j, i) of the level, within spans."""
+    def add(self, u: np.ndarray, spans: np.ndarray, force: np.ndarray, image: float) -> None:
+        """Add the pull at displacement u to the force, both (3, k, j, i) of the level, within spans.
+
+        image: `mean_square` of the force of the images alone.
+        """
         own = u
         if u.shape[1:] != self.shape:
             kernels.sample_displacement(u, self.spans, self.own)
             own = self.own
         kernels.channel_force(self.fixed, self.moving, own, self.weight, self.spans, self.pull)
-        image = kernels.mean_square(force, spans)
         pull = kernels.mean_square(self.pull, self.spans)  # there is none elsewhere
         if pull > 0:
-            kernels.add_resized(self.pull, np.float32(MAP_WEIGHT * np.sqrt(image / pull)), spans, force)
+            kernels.add_resized(self.pull, np.float32(self.strength * np.sqrt(image / pull)), spans, force)
 
 
-def maps_at_level(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both maps of a level's pair, (k, j, i, c), and its weight, on the coarser of their grid and the level's.
+def maps_at_level(maps: Maps, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both maps at a level, given its pair, (k, j, i, c), and its weight, on the coarser of their grid and the level's.
 
-    Halved, a map is the mean of 2 x 2 x 2 voxels. The weight stays of size 0 where everything counts.
+    Maps are made coarser as images are. The weight stays of size 0 where everything counts.
     """
-    assert pair.fixed_maps is not None and pair.moving_maps is not None
-    z, y, x = (min(sizes) for sizes in zip(pair.fixed.shape, pair.fixed_maps.shape[:3], strict=True))
+    z, y, x = (min(sizes) for sizes in zip(pair.fixed.shape, maps.fixed.shape[:3], strict=True))
 
-    def at_shape(maps: np.ndarray) -> np.ndarray:
-        if maps.shape[:3] == (z, y, x):
-            return np.ascontiguousarray(maps, np.float32)
-        channels = [fields.resize(channel, (z, y, x)) for channel in np.moveaxis(maps, -1, 0)]
+    def at_shape(own: np.ndarray) -> np.ndarray:
+        if own.shape[:3] == (z, y, x):
+            return np.ascontiguousarray(own, np.float32)
+        channels = [shrink(np.ascontiguousarray(channel), (z, y, x)) for channel in np.moveaxis(own, -1, 0)]
         return np.ascontiguousarray(np.stack(channels, -1))
 
     weight = fields.resize(pair.weight, (z, y, x)) if pair.weight.size else pair.weight
-    return at_shape(pair.fixed_maps), at_shape(pair.moving_maps), weight
+    return at_shape(maps.fixed), at_shape(maps.moving), weight

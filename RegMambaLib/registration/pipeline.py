@@ -24,7 +24,7 @@ from .grid import faded, padded, working_grid
 from .inputs import check_inputs
 from .network import chosen_weights, helps, load_weights, network_shape, predict, weights_contrast
 from .preprocess import Prepared, prepare
-from .refine import Pair, refine, with_extra_iterations
+from .refine import Maps, Pair, refine, with_extra_iterations
 from .repair import repair_and_invert
 from .result import Registration
 from .settings import Settings
@@ -120,15 +120,15 @@ def _register(
             settings.weights, one_contrast=alike or side is not None, cutout=any(map(is_cutout, sides))
         )
         run.details.update(weights=weights, network_used=False)
-        start, maps = None, None
+        start: np.ndarray | None = None
+        maps: tuple[Maps, ...] = ()
         if weights != "none":
             level = pair.at(network_shape(pair.fixed.shape, grid.spacing[0]))
             start = _network(weights, level, side, alike, settings, device, run.details)
             if wanted(settings, weights, alike):
-                maps = structure_maps(level.fixed, level.moving, device=device)
-        run.details["structures_used"] = maps is not None
-        if maps is not None:
-            pair = replace(pair, fixed_maps=maps[0], moving_maps=maps[1])
+                maps = structure_maps(pair, level, device=device)
+        run.details["structures_used"] = bool(maps)
+        pair = replace(pair, maps=maps)
         run.details.update(
             metric=metric,
             device=device,

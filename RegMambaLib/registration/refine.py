@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, SupportsFloat
+from typing import NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -43,6 +43,18 @@ WAIT = 4
 FREE_WORK, MOST_FINE = 6e6, 30
 
 
+class Maps(NamedTuple):
+    """Channels of two images that refinement brings together besides the images.
+
+    fixed, moving: float32 (k, j, i, c), on a grid of their own over the extent of the images, which no level changes.
+    weight: what they pull, of what the images pull, as root mean squares.
+    """
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    weight: float
+
+
 @dataclass(frozen=True)
 class Pair:
     """What one level of refinement sees: everything (k, j, i) on the same grid.
@@ -53,8 +65,7 @@ class Pair:
         fixed_labels, moving_labels: int32 classes 0 .. labels - 1 for guidance, or None.
         labels: number of classes.
         active: boolean, outside of which both images are 0 and nothing needs to move; size 0 means everywhere.
-        fixed_maps, moving_maps: float32 (k, j, i, c) channels to bring together besides the images, on a grid of their
-            own over the same extent, which no level changes; or None.
+        maps: what else is to be brought together.
     """
 
     fixed: np.ndarray
@@ -64,8 +75,7 @@ class Pair:
     moving_labels: np.ndarray | None = None
     labels: int = 0
     active: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), bool))
-    fixed_maps: np.ndarray | None = None
-    moving_maps: np.ndarray | None = None
+    maps: tuple[Maps, ...] = ()
 
     def at(self, shape: tuple[int, int, int]) -> Pair:
         """The pair at a coarser resolution (smoothed by half the factor, as in greedy)."""
@@ -79,8 +89,7 @@ class Pair:
             pick(self.moving_labels, shape),
             self.labels,
             fields.resize(self.active.astype(np.float32), shape) > 0 if self.active.size else self.active,
-            self.fixed_maps,
-            self.moving_maps,
+            self.maps,
         )
 
 

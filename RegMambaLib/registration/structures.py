@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from ..spatial import fields
+from .cortex import cortex_map
 from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS, placed
+from .refine import Maps, Pair
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -32,9 +34,11 @@ CHANNELS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("thalamus", "amygdala", "accumbens"), 2.0),
     (("lateral ventricle", "inferior lateral ventricle"), 2.0),
     (("caudate", "hippocampus"), 2.0),
-    (("white matter",), 1.0),
-    (("cortex",), 1.0),
 )
+# What `cortex_map` is made of; the background is fluid where it lies within the image.
+TISSUES = ("white matter", "cortex", "background")
+# What the channels pull, and what the map of the cortex pulls, of what the images pull.
+STRUCTURE_WEIGHT, CORTEX_WEIGHT = 0.2, 0.3
 # Voxels that images had in training, and of what number the sizes are multiples that the network takes.
 FRAME, MULTIPLE = (80, 96, 80), 16
 # Voxels of the anatomy along an axis that a window may leave out: smoothing to 2 mm has made its rim so much wider.
@@ -51,10 +55,29 @@ def wanted(settings: Settings, weights: str, alike: bool) -> bool:
     return settings.structures and any(settings.iterations) and weights == SAME_CONTRAST_WEIGHTS and alike
 
 
-def structure_maps(
-    fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu"
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The maps of both images, (k, j, i, channels) float32; None where an image does not look like a T1 brain.
+def structure_maps(pair: Pair, level: Pair, *, device: str = "cpu") -> tuple[Maps, ...]:
+    """Structures as the network sees them and the cortex as sharp as the images; none where one is no T1 brain.
+
+    Args:
+        pair: linearly aligned.
+        level: the pair on the network's grid (`network_shape`).
+    """
+    found = recognised(level.fixed, level.moving, device=device)
+    if found is None:
+        return ()
+    count = len(CHANNELS)
+    fixed, moving = (
+        cortex_map(image, coarse, shares[..., count:])[..., None]
+        for image, coarse, shares in zip((pair.fixed, pair.moving), (level.fixed, level.moving), found, strict=True)
+    )
+    structures = Maps(found[0][..., :count], found[1][..., :count], STRUCTURE_WEIGHT)
+    return structures, Maps(fixed, moving, CORTEX_WEIGHT)
+
+
+def recognised(fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray] | None:
+    """What the network finds in both images, float32 (k, j, i, c): CHANNELS, then the shares of TISSUES.
+
+    None where an image does not look like a T1 brain.
 
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1] on the network's grid (`network_shape`), linearly aligned.
@@ -63,14 +86,14 @@ def structure_maps(
     if window is None:
         return None
     try:
-        return _maps_within(window, fixed, moving, device)
+        return _recognised_within(window, fixed, moving, device)
     except NotImplementedError:  # older torch lacks some 3-D operations on Apple's GPUs
         if device != "mps":
             raise
-        return _maps_within(window, fixed, moving, "cpu")
+        return _recognised_within(window, fixed, moving, "cpu")
 
 
-def _maps_within(
+def _recognised_within(
     window: Window, fixed: np.ndarray, moving: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
     import torch
@@ -80,6 +103,7 @@ def _maps_within(
     for image, volume in zip(shown, (fixed, moving), strict=True):
         image[window.frame] = volume[window.inner]
     images = torch.from_numpy(shown).to(device)
+    parts = *CHANNELS, *(((name,), 1.0) for name in TISSUES)
     found = []
     fast = torch.autocast("cpu", torch.bfloat16, enabled=device == "cpu" and _has_bfloat16())
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), fast:
@@ -88,9 +112,9 @@ def _maps_within(
             shares = logits[:, inside].float().softmax(0)
             if not believable(image[inside], shares):
                 return None
-            maps = torch.zeros((*image.shape, len(CHANNELS)), device=image.device)
-            maps[inside] = torch.stack([scale * shares[_numbers(names)].sum(0) for names, scale in CHANNELS], -1)
-            whole = np.zeros((*fixed.shape, len(CHANNELS)), np.float32)
+            maps = torch.zeros((*image.shape, len(parts)), device=image.device)
+            maps[inside] = torch.stack([scale * shares[_numbers(names)].sum(0) for names, scale in parts], -1)
+            whole = np.zeros((*fixed.shape, len(parts)), np.float32)
             whole[window.inner] = maps.cpu().numpy()[window.frame]
             found.append(whole)
     return found[0], found[1]

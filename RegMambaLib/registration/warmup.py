@@ -45,15 +45,18 @@ def load_kernels(settings: Settings) -> None:
 def _load_kernels(settings: Settings, device: str) -> None:
     from ..scan import use_backend
     from ..spatial.grid import Grid
+    from .cortex import cortex_map
     from .grid import faded
     from .network import chosen_weights, load_weights, predict
-    from .refine import Pair, refine
+    from .refine import Maps, Pair, refine
     from .repair import repair_and_invert
     from .structures import structure_maps, wanted
 
     volume = np.random.default_rng(0).random((18, 18, 18), np.float32)
-    maps = volume[..., None] if settings.structures else None
-    pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32), fixed_maps=maps, moving_maps=maps)
+    maps = (Maps(volume[..., None], volume[..., None], 0.1),) if settings.structures else ()
+    pair = Pair(volume, volume, np.empty((0, 0, 0), np.float32), maps=maps)
+    if settings.structures:
+        cortex_map(volume, volume, np.stack([volume] * 3, -1))
     u, _ = faded(refine(pair, Settings(iterations=(1, 1)), device=device), Grid(volume.shape, (1.0, 1.0, 1.0)))
     u[0, 8, 8, 8] += 3  # a fold to mend
     repair_and_invert(u, 1.0, device=device)
@@ -62,7 +65,7 @@ def _load_kernels(settings: Settings, device: str) -> None:
         with use_backend(settings.scan):
             predict(load_weights(weights), volume, volume, device=device)
         if wanted(settings, weights, alike=True):
-            structure_maps(volume, volume, device=device)
+            structure_maps(pair, pair, device=device)
 
 
 def compile_kernels() -> None:
