@@ -15,6 +15,7 @@ from ..spatial.kernels import ONE, OPTIONS, split
 from ..spatial.rows import HELPER
 from .kernels import ZERO
 
+HALF = np.float32(0.5)
 # Share of a class from which a voxel tells its brightness, and how far it tells it: sigma in voxels of 4 mm.
 PURE, SIGMA = 0.75, 2.5
 # Least differences in brightness, of 1 for the brightest: of white matter and of fluid from the cortex.
@@ -61,6 +62,7 @@ def _cortex_share(image, white, grey, fluid, tissue, out):
     sampled over the same extent.
     """
     Z, Y, X = image.shape
+    near_step, there_step = np.float32(grey.shape[2] / X), np.float32(tissue.shape[2] / X)
     for z in prange(Z):
         near = np.empty((3, grey.shape[2]), np.float32)
         there = np.empty(tissue.shape[2], np.float32)
@@ -70,13 +72,15 @@ def _cortex_share(image, white, grey, fluid, tissue, out):
             _row(tissue, (z + 0.5) / Z, (y + 0.5) / Y, there)
             for x in range(X):
                 value = image[z, y, x]
-                share = _along(there, (x + 0.5) / X) if value > 0 else ZERO
+                centre = np.float32(x) + HALF
+                share = _along(there, centre * there_step - HALF) if value > 0 else ZERO
                 if share > 0:
-                    cortex = _along(near[1], (x + 0.5) / X)
+                    place = centre * near_step - HALF
+                    cortex = _along(near[1], place)
                     if value > cortex:
-                        way = (value - cortex) / max(_along(near[0], (x + 0.5) / X) - cortex, WHITER)
+                        way = (value - cortex) / max(_along(near[0], place) - cortex, WHITER)
                     else:
-                        way = (cortex - value) / max(cortex - _along(near[2], (x + 0.5) / X), DARKER)
+                        way = (cortex - value) / max(cortex - _along(near[2], place), DARKER)
                     share *= min(max(np.float32(1.5) - 2 * way, ZERO), ONE)
                 out[z, y, x] = share
 
@@ -94,6 +98,6 @@ def _row(volume, z, y, out):
 
 @njit(**HELPER)
 def _along(row, x):
-    """The value at a share of the length of a row, linear."""
-    low, high, fraction = split(np.float32(x * row.size - 0.5), row.size)
+    """The value between two voxels of a row, linear."""
+    low, high, fraction = split(x, row.size)
     return row[low] * (ONE - fraction) + row[high] * fraction
