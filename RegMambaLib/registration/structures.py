@@ -38,7 +38,7 @@ CHANNELS: tuple[tuple[tuple[str, ...], float], ...] = (
 # What `cortex_map` is made of; the background is fluid where it lies within the image.
 TISSUES = ("white matter", "cortex", "background")
 # What the channels pull, and what the map of the cortex pulls, of what the images pull.
-STRUCTURE_WEIGHT, CORTEX_WEIGHT = 0.2, 0.3
+STRUCTURE_WEIGHT, CORTEX_WEIGHT = 0.2, 0.4
 # Voxels that images had in training, and of what number the sizes are multiples that the network takes.
 FRAME, MULTIPLE = (80, 96, 80), 16
 # Voxels of the anatomy along an axis that a window may leave out: smoothing to 2 mm has made its rim so much wider.
