@@ -19,9 +19,7 @@ from RegMambaLib.registration.refine import Maps, Pair, refine
 from RegMambaLib.registration.settings import Settings
 from RegMambaLib.registration.structures import (
     CHANNELS,
-    FRAME,
     TISSUES,
-    anatomy_window,
     believable,
     recognised,
     structure_maps,
@@ -100,23 +98,6 @@ def test_only_what_looks_like_a_t1_brain_is_believed(change, white, doubt, expec
     shares, numbers = shares_of(T1 | change, doubt)
     values = torch.where(torch.from_numpy(numbers) == NAMES.index("white matter"), white, 0.5)
     assert believable(values, shares) is expected
-
-
-def test_a_window_holds_the_anatomy_in_the_middle_of_what_the_network_was_trained_on():
-    mask = np.zeros((90, 90, 60), bool)
-    mask[70:88, 5:20, 20:40] = True
-    inner, frame, size = anatomy_window(mask)
-    assert size == FRAME
-    shown = np.zeros(size, bool)
-    shown[frame] = mask[inner]
-    assert shown.sum() == mask.sum()
-    box = fields.box_of(shown)
-    for span, length in zip(box, size, strict=True):
-        assert abs(span.start - (length - span.stop)) <= 1
-    mask[:] = True
-    assert anatomy_window(mask).size == (96, 96, 80)
-    assert anatomy_window(mask[:84]).size == FRAME
-    assert anatomy_window(np.zeros((4, 4, 4), bool)) is None
 
 
 @pytest.fixture

@@ -196,12 +196,18 @@ def mean_square(field, spans):
 
 @njit(**OPTIONS)
 def add_resized(field, factor, spans, out):
-    """out += factor field within spans, a field (3, k, j, i) of another resolution over the same extent, trilinear."""
+    """out += factor field within spans, a field (3, k, j, i) of any resolution over the same extent, trilinear."""
     Z, Y, X = field.shape[1:]
+    same = field.shape == out.shape
     sz, sy, sx = Z / out.shape[1], Y / out.shape[2], X / out.shape[3]
     for z in prange(out.shape[1]):
         z0, z1, fz = split(np.float32((z + 0.5) * sz - 0.5), Z)
         for y in range(out.shape[2]):
+            if same:
+                for n in range(3):
+                    for x in range(spans[z, y, 0], spans[z, y, 1]):
+                        out[n, z, y, x] += factor * field[n, z, y, x]
+                continue
             y0, y1, fy = split(np.float32((y + 0.5) * sy - 0.5), Y)
             for x in range(spans[z, y, 0], spans[z, y, 1]):
                 x0, x1, fx = split(np.float32((x + 0.5) * sx - 0.5), X)

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..spatial import fields
 from .cortex import cortex_map
 from .network import SAME_CONTRAST_WEIGHTS, STRUCTURE_WEIGHTS, placed
 from .refine import Maps, Pair
 from .settings import Settings
+from .window import Window, anatomy_window
 
 if TYPE_CHECKING:
     import torch
 
     from ..networks.structures import StructureNet
-
-T = TypeVar("T")
 
 # The channels of the maps: classes that lie far enough apart to share one, and what the channel counts. Chosen on the
 # pairs that settings were chosen on (docs/benchmarks.md). Leaving out the pallidum, the brainstem and others loses
@@ -39,10 +37,8 @@ CHANNELS: tuple[tuple[tuple[str, ...], float], ...] = (
 TISSUES = ("white matter", "cortex", "background")
 # What the channels pull, and what the map of the cortex pulls, of what the images pull.
 STRUCTURE_WEIGHT, CORTEX_WEIGHT = 0.2, 0.4
-# Voxels that images had in training, and of what number the sizes are multiples that the network takes.
-FRAME, MULTIPLE = (80, 96, 80), 16
-# Voxels of the anatomy along an axis that a window may leave out: smoothing to 2 mm has made its rim so much wider.
-RIM = 4
+# Voxels that images had in training, with the brain in the middle; the background counts in the normalisation.
+FRAME = (80, 96, 80)
 # Of white matter and cortex together: what T1 brains have at least (12 brains of three data sets: .0147, .0078, .0104
 # and .0083; turned over, T2-like, caudate and putamen .0045 and .0027), and the share of white matter. How much
 # brighter than cortex it is at least, and how undecided the network is at most, nats (.26 to .36; turned over .52).
@@ -82,7 +78,7 @@ def recognised(fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu") ->
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1] on the network's grid (`network_shape`), linearly aligned.
     """
-    window = anatomy_window((fixed > 0) | (moving > 0))
+    window = anatomy_window((fixed > 0) | (moving > 0), FRAME)
     if window is None:
         return None
     try:
@@ -99,10 +95,7 @@ def _recognised_within(
     import torch
 
     network = placed(load_structure_network(), device)
-    shown = np.zeros((2, *window.size), np.float32)
-    for image, volume in zip(shown, (fixed, moving), strict=True):
-        image[window.frame] = volume[window.inner]
-    images = torch.from_numpy(shown).to(device)
+    images = torch.from_numpy(np.stack([window.shown(fixed), window.shown(moving)])).to(device)
     parts = *CHANNELS, *(((name,), 1.0) for name in TISSUES)
     found = []
     fast = torch.autocast("cpu", torch.bfloat16, enabled=device == "cpu" and _has_bfloat16())
@@ -118,42 +111,6 @@ def _recognised_within(
             whole[window.inner] = maps.cpu().numpy()[window.frame]
             found.append(whole)
     return found[0], found[1]
-
-
-class Window(NamedTuple):
-    """What to show the network of a volume (k, j, i): the part around the anatomy, its place in a frame, the frame.
-
-    size: of the frame. What the frame has beyond the volume is background.
-    """
-
-    inner: tuple[slice, slice, slice]
-    frame: tuple[slice, slice, slice]
-    size: tuple[int, int, int]
-
-
-def anatomy_window(mask: np.ndarray) -> Window | None:
-    """The window around what is set in a mask (k, j, i), None where nothing is.
-
-    The network was trained with the brain in the middle of FRAME, and the background counts in its normalisation; a
-    larger anatomy gets the next multiple that fits.
-    """
-    box = fields.box_of(mask)
-    if box is None:
-        return None
-    inner, frame, size = [], [], []
-    for span, whole, usual in zip(box, mask.shape, FRAME, strict=True):
-        length = max(usual, -(-(span.stop - span.start - RIM) // MULTIPLE) * MULTIPLE)
-        first = (span.start + span.stop - length) // 2
-        low, high = max(first, 0), min(first + length, whole)
-        inner.append(slice(low, high))
-        frame.append(slice(low - first, high - first))
-        size.append(length)
-    return Window(_three(inner), _three(frame), _three(size))
-
-
-def _three(values: list[T]) -> tuple[T, T, T]:
-    z, y, x = values
-    return z, y, x
 
 
 def believable(values: torch.Tensor, shares: torch.Tensor) -> bool:
