@@ -47,7 +47,7 @@ class Settings:
         "Network weights: auto (by contrast), a shipped name, a .safetensors or published .pth file, or none to skip.",
     )
     structures: bool = _setting(
-        True, "Let structures pull that a network recognises in T1 brains; only with the weights brain-t1 (auto)."
+        True, "Let structures and cortex pull that a network finds in T1 brains; only with the weights brain-t1 (auto)."
     )
     metric: str = _setting("auto", "Similarity in refinement: auto (by contrast), lncc or mind.")
     window: int = _setting(5, "Side of the LNCC window, voxels (odd).", 3, 21)
