@@ -10,7 +10,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial import fields
-from .window import anatomy_window
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +104,7 @@ def predict(
     *,
     device: str = "cpu",
 ) -> np.ndarray:
-    """Run the network on a pair that is on its own grid (see `network_shape`), where there is anatomy.
+    """Run the network on a pair that is on its own grid (see `network_shape`).
 
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1], linearly aligned.
@@ -116,10 +115,7 @@ def predict(
     import torch
 
     network = placed(network, device)
-    window = anatomy_window((fixed > 0) | (moving > 0))
-    if window is None:
-        return np.zeros((3, *fixed.shape), np.float32)
-    small, other = (torch.from_numpy(window.shown(volume))[None, None].to(device) for volume in (moving, fixed))
+    small, other = (torch.from_numpy(volume)[None, None].to(device) for volume in (moving, fixed))
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as said, with all its digits
             displacement, _ = network.predict(small, other)
@@ -127,7 +123,7 @@ def predict(
         if device != "mps":
             raise
         return predict(network, fixed, moving)
-    return window.extended(displacement[0].float().cpu().numpy(), fixed.shape)
+    return np.ascontiguousarray(displacement[0].float().cpu().numpy())
 
 
 def placed(network: N, device: str) -> N:

@@ -55,7 +55,7 @@ class Settings:
         0.0, "Voxel size of the working grid, mm; 0 takes the fixed image's, coarser for very large ones.", 0, 20
     )
     iterations: tuple[int, ...] = _setting(
-        (30, 20, 4), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
+        (30, 12, 4), "Refinement iterations from the coarsest to the finest level; empty skips refinement."
     )
     extra_iterations: bool = _setting(
         True, "Up to 30 iterations at the finest level where there is little anatomy, unless none are wanted there."

@@ -32,14 +32,8 @@ class Window(NamedTuple):
         out[self.frame] = volume[self.inner]
         return out
 
-    def extended(self, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """What was found in the frame (c, k, j, i) for the volume of a shape; the border's values go on outside."""
-        around = [(span.start, n - span.stop) for span, n in zip(self.inner, shape, strict=True)]
-        place = (slice(None), *self.frame)
-        return np.ascontiguousarray(np.pad(found[place], [(0, 0), *around], mode="edge"))
 
-
-def anatomy_window(mask: np.ndarray, usual: tuple[int, int, int] = (1, 1, 1)) -> Window | None:
+def anatomy_window(mask: np.ndarray, usual: tuple[int, int, int]) -> Window | None:
     """The window around what is set in a mask (k, j, i), None where nothing is.
 
     usual: least size of the frame; it is the next multiple that fits, and the anatomy in its middle.
