@@ -253,7 +253,7 @@ def test_each_of_several_maps_pulls_what_it_counts_of_what_the_images_pull(sharp
     alone = []
     for maps, pull in zip(sharper.maps, ours.pulls, strict=True):
         alone.append(np.zeros_like(start))
-        pull.add(start, spans, alone[-1], image)
+        pull.add(start, alone[-1], image, ours.buffer)
         shape = maps.fixed.shape[:3]
         own = np.stack([fields.resize(axis, shape) for axis in alone[-1]]) if shape != spans.shape[:2] else alone[-1]
         assert 0.7 * maps.weight < np.sqrt(kernels.mean_square(own, fields.whole(shape)) / image) < 1.001 * maps.weight
@@ -282,7 +282,8 @@ def test_maps_that_agree_pull_nowhere(sharper):
     for maps in sharper.maps:
         same = maps._replace(moving=maps.fixed)
         force = np.ones((3, *sharper.fixed.shape), np.float32)
-        MapPull(same, sharper).add(np.zeros_like(force), fields.whole(sharper.fixed.shape), force, 3.0)
+        pull = MapPull(same, sharper, fields.whole(sharper.fixed.shape))
+        pull.add(np.zeros_like(force), force, 3.0, np.empty_like(force))
         assert (force == 1).all()
         engine = TorchEngine(replace(sharper, maps=(same,)), np.zeros_like(force), Settings(), "lncc")
         assert (engine._with_maps(torch.ones(force.shape)) == 1).all()

@@ -43,7 +43,7 @@ class NumbaEngine:
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             self.pull = np.zeros_like(self.u)
-        self.pulls = [MapPull(maps, pair) for maps in pair.maps]
+        self.pulls = [MapPull(maps, pair, self.spans) for maps in pair.maps]
         self.metric = metric
         if metric == "mind":
             self.fixed_features = _mind(pair.fixed)
@@ -64,7 +64,7 @@ class NumbaEngine:
         if self.pulls:
             image = kernels.mean_square(self.force, self.spans)
             for pull in self.pulls:
-                pull.add(self.u, self.spans, self.force, image)
+                pull.add(self.u, self.force, image, self.buffer)
         self.force[self.still] = 0
         self._smooth(self.force, self.update_taps, self.buffer)
         if self.iteration == 1:

@@ -66,6 +66,8 @@ class TorchEngine:
         for maps in pair.maps:
             own_fixed, own_moving, weight = (put(array) for array in maps_at_level(maps, pair))
             weight = weight if weight.numel() else torch.ones_like(own_fixed[..., 0])
+            if weight.shape == self.inside.shape:  # as `MapPull`
+                weight = weight * self.inside
             own_fixed, own_moving = (own.movedim(-1, 0).contiguous() for own in (own_fixed, own_moving))
             self.maps.append((own_fixed, own_moving, weight, maps.weight))
         self.update_taps = put(gaussian_taps(settings.smooth_update))

@@ -15,29 +15,36 @@ FAR, REACH = 0.02, 2
 class MapPull:
     """The downhill direction of the squared difference of both maps, on the coarser of their grid and the level's."""
 
-    def __init__(self, maps: Maps, pair: Pair) -> None:
-        self.strength = maps.weight
+    def __init__(self, maps: Maps, pair: Pair, spans: np.ndarray) -> None:
+        """spans: the rows of the level that are worked on."""
+        self.strength, self.level_spans = maps.weight, spans
         self.fixed, self.moving, self.weight = maps_at_level(maps, pair)
         self.shape = self.fixed.shape[:3]
         channels = (*np.moveaxis(self.fixed, -1, 0), *np.moveaxis(self.moving, -1, 0))
-        near = np.maximum.reduce(channels) > FAR
-        self.spans = fields.spans_of(near, REACH)
-        self.pull = np.zeros((3, *self.shape), np.float32)
-        self.own = np.zeros_like(self.pull)
+        self.spans = fields.spans_of(np.maximum.reduce(channels) > FAR, REACH)
+        self.coarser = self.shape != pair.fixed.shape
+        if self.coarser:
+            self.pull, self.own = (np.zeros((3, *self.shape), np.float32) for _ in range(2))
+        else:
+            np.maximum(self.spans[..., 0], spans[..., 0], out=self.spans[..., 0])
+            np.minimum(self.spans[..., 1], spans[..., 1], out=self.spans[..., 1])
 
-    def add(self, u: np.ndarray, spans: np.ndarray, force: np.ndarray, image: float) -> None:
-        """Add the pull at displacement u to the force, both (3, k, j, i) of the level, within spans.
+    def add(self, u: np.ndarray, force: np.ndarray, image: float, room: np.ndarray) -> None:
+        """Add the pull at displacement u to the force, both (3, k, j, i) of the level.
 
-        image: `mean_square` of the force of the images alone.
+        Args:
+            image: `mean_square` of the force of the images alone.
+            room: of the same shape, to be overwritten within the level's spans: memory that is new costs time.
         """
-        own = u
-        if u.shape[1:] != self.shape:
-            kernels.sample_displacement(u, self.spans, self.own)
-            own = self.own
-        kernels.channel_force(self.fixed, self.moving, own, self.weight, self.spans, self.pull)
-        pull = kernels.mean_square(self.pull, self.spans)  # there is none elsewhere
-        if pull > 0:
-            kernels.add_resized(self.pull, np.float32(self.strength * np.sqrt(image / pull)), spans, force)
+        own, pull = u, room
+        if self.coarser:
+            own, pull = self.own, self.pull
+            kernels.sample_displacement(u, self.spans, own)
+        kernels.channel_force(self.fixed, self.moving, own, self.weight, self.spans, pull)
+        size = kernels.mean_square(pull, self.spans)  # there is none elsewhere
+        if size > 0:
+            spans = self.level_spans if self.coarser else self.spans
+            kernels.add_resized(pull, np.float32(self.strength * np.sqrt(image / size)), spans, force)
 
 
 def maps_at_level(maps: Maps, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
