@@ -32,15 +32,15 @@ def cortex_map(image: np.ndarray, coarse: np.ndarray, shares: np.ndarray) -> np.
         coarse: the same over the same extent, at the resolution of the shares.
         shares: float32 (k, j, i, 3) of white matter, cortex and fluid (what is no brain, but within the image).
     """
-    z, y, x = (max(1, n // 2) for n in coarse.shape)
     classes = np.ascontiguousarray(np.moveaxis(shares, -1, 0))
     pure = np.where(classes > PURE, classes, np.float32(0))
-    near = np.stack([fields.resize(volume, (z, y, x)) for volume in (*(pure * coarse), *pure)])
-    near = fields.smooth(near, SIGMA, truncate=3.0)
     out = np.zeros(image.shape, np.float32)
     amounts = pure.sum((1, 2, 3), dtype=np.float64)
     if not (amounts[:2] > 0).all():
         return out
+    z, y, x = (max(1, n // 2) for n in coarse.shape)
+    near = np.stack([fields.resize(volume, (z, y, x)) for volume in (*(pure * coarse), *pure)])
+    near = fields.smooth(near, SIGMA, truncate=3.0)
     overall = [
         np.vdot(voxels.astype(np.float64), coarse) / max(n, 1e-6) for voxels, n in zip(pure, amounts, strict=True)
     ]

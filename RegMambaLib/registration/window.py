@@ -1,4 +1,4 @@
-"""What networks are shown of a volume: the part around the anatomy, since time goes with voxels."""
+"""What the network of structures is shown of a volume: the part around the anatomy, in a frame as in its training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..spatial import fields
 
 T = TypeVar("T")
 
-# Of what number the sizes are multiples that networks take: five levels.
+# Of what number the sizes are multiples that the network takes.
 MULTIPLE = 16
 # Voxels of the anatomy along an axis that a window may leave out: smoothing to 2 mm has made its rim so much wider.
 RIM = 4
