@@ -136,7 +136,7 @@ def test_constant_images_pull_nowhere():
 def test_whole_steps_equal_those_of_both_other_engines(metric, weighted, settings, monkeypatch):
     """To 0.002 voxels; without smoothing, where Adam divides rounding errors by the floor, to 0.01."""
     both, start = pair(SHAPE, weighted, active=weighted), fractional(SHAPE, reach=1)
-    numba, plain = NumbaEngine(both, start, settings, metric), TorchEngine(both, start, settings, metric)
+    numba, plain = NumbaEngine(both, start.copy(), settings, metric), TorchEngine(both, start, settings, metric)
     monkeypatch.setattr(engine_torch, "steps_for", lambda device: triton_steps)
     fused = TorchEngine(both, start, settings, metric, DEVICE)
     for _ in range(2):

@@ -13,13 +13,14 @@ from RegMambaLib.registration import kernels, structures
 from RegMambaLib.registration import refine as refinement
 from RegMambaLib.registration.engine_numba import NumbaEngine
 from RegMambaLib.registration.engine_torch import TorchEngine
-from RegMambaLib.registration.map_pull import MapPull, maps_at_level
+from RegMambaLib.registration.map_pull import MapPull, weight_at
 from RegMambaLib.registration.network import shipped_weights
 from RegMambaLib.registration.refine import Maps, Pair, refine
 from RegMambaLib.registration.settings import Settings
 from RegMambaLib.registration.structures import (
     CHANNELS,
     TISSUES,
+    Brain,
     believable,
     recognised,
     structure_maps,
@@ -125,10 +126,10 @@ def test_what_is_recognised_has_the_shape_of_the_images_and_nothing_in_the_backg
     assert recognised(*images) is None  # untrained, it finds no brain
     believe_all(monkeypatch)
     for image, found in zip(images, recognised(*images), strict=True):
-        assert found.shape == (*image.shape, len(CHANNELS) + len(TISSUES)) and found.dtype == np.float32
-        assert (found[image == 0] == 0).all() and (found[image > 0] > 0).any()
-        shares = found[..., len(CHANNELS) :]
-        assert (shares[image > 0] > 0).all() and shares.sum(-1).max() < 1
+        for part, names in zip(found, (CHANNELS, TISSUES), strict=True):
+            assert part.shape == (*image.shape, len(names)) and part.dtype == np.float32
+            assert (part[image == 0] == 0).all() and (part[image > 0] > 0).any()
+        assert (found.tissues[image > 0] > 0).all() and found.tissues.sum(-1).max() < 1
     assert recognised(np.zeros((8, 8, 8), np.float32), np.zeros((8, 8, 8), np.float32)) is None
 
 
@@ -142,9 +143,9 @@ def test_maps_of_structures_are_as_coarse_as_the_network_sees_them_and_that_of_t
     found = recognised(level.fixed, level.moving)
     coarse, cortex = structure_maps(pair, level)
     assert (coarse.weight, cortex.weight) == (structures.STRUCTURE_WEIGHT, structures.CORTEX_WEIGHT)
-    for side, parts in zip(("fixed", "moving"), found, strict=True):
+    for side, brain in zip(("fixed", "moving"), found, strict=True):
         own, sharp, image = (getattr(given, side) for given in (coarse, cortex, pair))
-        np.testing.assert_array_equal(own, parts[..., : len(CHANNELS)])
+        np.testing.assert_array_equal(own, brain.channels)
         assert sharp.shape == (*image.shape, 1) and sharp.dtype == np.float32
         assert (sharp[image == 0] == 0).all()
     nothing = np.zeros((8, 8, 8), np.float32)
@@ -154,9 +155,9 @@ def test_maps_of_structures_are_as_coarse_as_the_network_sees_them_and_that_of_t
 def test_the_map_of_the_cortex_is_made_of_the_shares_of_white_matter_cortex_and_fluid_of_each_image(monkeypatch):
     pair = Pair(*(cut_out((12, 10, 14), seed) for seed in range(2)), EVERYWHERE)
     level = pair.at((6, 5, 7))
-    numbers = np.arange(len(CHANNELS) + len(TISSUES), dtype=np.float32)
-    found = [np.broadcast_to(numbers + 10 * side, (6, 5, 7, numbers.size)) for side in range(2)]
-    monkeypatch.setattr(structures, "recognised", lambda fixed, moving, device: tuple(found))
+    channels, tissues = (np.zeros((6, 5, 7, len(names)), np.float32) for names in (CHANNELS, TISSUES))
+    found = Brain(channels, tissues), Brain(channels + 1, tissues + 1)
+    monkeypatch.setattr(structures, "recognised", lambda fixed, moving, device: found)
     calls = []
     monkeypatch.setattr(
         structures, "cortex_map", lambda *given: calls.append(given) or np.float32(len(calls)) + given[0]
@@ -164,7 +165,7 @@ def test_the_map_of_the_cortex_is_made_of_the_shares_of_white_matter_cortex_and_
     cortex = structure_maps(pair, level)[1]
     for side, (given, own) in enumerate(zip(calls, ("fixed", "moving"), strict=True)):
         assert given[0] is getattr(pair, own) and given[1] is getattr(level, own)
-        np.testing.assert_array_equal(given[2], found[side][..., len(CHANNELS) :])
+        assert given[2] is found[side].tissues
         np.testing.assert_array_equal(getattr(cortex, own)[..., 0], side + 1 + getattr(pair, own))
     assert TISSUES == ("white matter", "cortex", "background")
 
@@ -201,21 +202,27 @@ def test_a_displacement_is_sampled_on_a_coarser_grid_alike_on_every_device(pair,
 
 def test_maps_stay_on_their_grid_at_finer_levels_and_follow_coarser_ones(sharper):
     coarse, fine = sharper.maps
-    assert maps_at_level(coarse, sharper)[0].shape == (16, 18, 20, 2)
-    assert maps_at_level(fine, sharper)[0].shape == (32, 36, 40, 1)
+    assert coarse.at((32, 36, 40)) is coarse and fine.at((32, 36, 40)) is fine
     half = sharper.at((16, 18, 20))
-    assert half.maps is sharper.maps
-    np.testing.assert_array_equal(maps_at_level(coarse, half)[0], coarse.fixed)
+    assert half.maps[0] is coarse
     # Sharp maps are smoothed before they become coarser, as images are.
     smoothed = refinement.shrink(np.ascontiguousarray(fine.moving[..., 0]), (16, 18, 20))
-    np.testing.assert_array_equal(maps_at_level(fine, half)[1][..., 0], smoothed)
-    for maps in sharper.maps:
-        fixed, moving, weight = maps_at_level(maps, sharper.at((8, 9, 10)))
-        assert fixed.shape == moving.shape == (8, 9, 10, maps.fixed.shape[3]) and weight.size == 0
-        assert all(own.dtype == np.float32 and own.flags.c_contiguous for own in (fixed, moving))
-    np.testing.assert_allclose(
-        maps_at_level(coarse, sharper.at((8, 9, 10)))[0].mean((0, 1, 2)), coarse.fixed.mean((0, 1, 2)), atol=1e-3
-    )
+    np.testing.assert_array_equal(half.maps[1].moving[..., 0], smoothed)
+    quarter = sharper.at((8, 9, 10))
+    for maps, own in zip(sharper.maps, quarter.maps, strict=True):
+        assert own.weight == maps.weight
+        for side in (own.fixed, own.moving):
+            assert side.shape == (8, 9, 10, maps.fixed.shape[3])
+            assert side.dtype == np.float32 and side.flags.c_contiguous
+    np.testing.assert_allclose(quarter.maps[0].fixed.mean((0, 1, 2)), coarse.fixed.mean((0, 1, 2)), atol=1e-3)
+    assert coarse.at((8, 36, 40)).fixed.shape[:3] == (8, 18, 20)  # as coarse as either along each axis
+
+
+def test_where_maps_are_compared_is_known_on_their_grid():
+    assert weight_at(EVERYWHERE, (4, 5, 6)).size == 0
+    half = np.zeros((8, 8, 8), np.float32)
+    half[:4] = 1
+    np.testing.assert_array_equal(weight_at(half, (4, 4, 4))[:, 0, 0], [1, 1, 0, 0])
 
 
 def test_maps_lead_where_images_tell_nothing(pair):
@@ -282,7 +289,7 @@ def test_maps_that_agree_pull_nowhere(sharper):
     for maps in sharper.maps:
         same = maps._replace(moving=maps.fixed)
         force = np.ones((3, *sharper.fixed.shape), np.float32)
-        pull = MapPull(same, sharper, fields.whole(sharper.fixed.shape))
+        pull = MapPull(same, EVERYWHERE, fields.whole(sharper.fixed.shape), sharper.fixed.shape)
         pull.add(np.zeros_like(force), force, 3.0, np.empty_like(force))
         assert (force == 1).all()
         engine = TorchEngine(replace(sharper, maps=(same,)), np.zeros_like(force), Settings(), "lncc")

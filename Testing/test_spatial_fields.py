@@ -152,6 +152,17 @@ def test_resizing_samples_the_same_extent_trilinearly(new):
     np.testing.assert_allclose(fields.resize(volume, new), expected, atol=3e-6)
 
 
+@pytest.mark.parametrize("old", [(9, 8, 7), (1, 1, 1), (2, 31, 5)])
+@pytest.mark.parametrize("new", [(4, 4, 3), (1, 1, 1), (5, 20, 2), (9, 8, 7), (12, 3, 14)])
+@pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0, 4.0])
+def test_shrinking_is_smoothing_and_resizing_in_one(old, new, sigma):
+    for volume in (noise(old), 1e30 * noise(old), np.full(old, 3, np.float32)):
+        expected = fields.resize(fields.smooth(volume, sigma, truncate=3.0), new)
+        np.testing.assert_allclose(fields.shrink(volume, new, sigma), expected, atol=3e-6 * np.abs(volume).max())
+    mask = noise(old) > 0
+    np.testing.assert_array_equal(fields.shrink(mask, new, sigma), fields.shrink(mask.astype(np.float32), new, sigma))
+
+
 def test_a_resized_displacement_counts_in_the_new_voxels():
     u = np.ones((3, 6, 8, 10), np.float32)
     finer = fields.resize_displacement(u, (12, 8, 5))

@@ -18,7 +18,10 @@ MARGIN = 1
 
 
 class NumbaEngine:
-    """Holds a level's buffers; every array is float32 and (3, k, j, i) or (k, j, i)."""
+    """Holds a level's buffers; every array is float32 and (3, k, j, i) or (k, j, i).
+
+    It works on `start` itself.
+    """
 
     def __init__(
         self, pair: Pair, start: np.ndarray, settings: Settings, metric: str, floor: float = ADAM_FLOOR
@@ -28,7 +31,7 @@ class NumbaEngine:
         self.settings = settings
         self.slabs = max(1, min(shape[0], numba.get_num_threads()))
         self.spans = level_spans(pair)
-        self.u = np.array(start, np.float32, order="C")
+        self.u = np.ascontiguousarray(start, np.float32)
         self.force = np.zeros_like(self.u)
         # Outside the spans u stays as it came: the buffer holds it there, so that smoothing meets no edge.
         self.buffer = self.u.copy()
@@ -43,7 +46,7 @@ class NumbaEngine:
         self.guided = settings.guide and pair.fixed_labels is not None and pair.moving_labels is not None
         if self.guided:
             self.pull = np.zeros_like(self.u)
-        self.pulls = [MapPull(maps, pair, self.spans) for maps in pair.maps]
+        self.pulls = [MapPull(maps, pair.weight, self.spans, shape) for maps in pair.maps]
         self.metric = metric
         if metric == "mind":
             self.fixed_features = _mind(pair.fixed)

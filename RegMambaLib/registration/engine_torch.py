@@ -17,7 +17,7 @@ from ..spatial import fields
 from ..spatial.fields import gaussian_taps
 from . import torch_steps
 from .engine_numba import level_spans, still_axes, windows_of
-from .map_pull import maps_at_level
+from .map_pull import weight_at
 from .refine import ADAM_FLOOR, SAME_LNCC, Pair
 from .settings import Settings
 
@@ -63,13 +63,13 @@ class TorchEngine:
             self.fixed_labels, self.moving_labels = put(pair.fixed_labels), put(pair.moving_labels)
             self.count = put(np.bincount(pair.fixed_labels[inside], minlength=pair.labels).astype(np.float32))
         self.maps = []
-        for maps in pair.maps:
-            own_fixed, own_moving, weight = (put(array) for array in maps_at_level(maps, pair))
-            weight = weight if weight.numel() else torch.ones_like(own_fixed[..., 0])
+        for *sides, strength in pair.maps:
+            own_fixed, own_moving = (put(side).movedim(-1, 0).contiguous() for side in sides)
+            weight = put(weight_at(pair.weight, own_fixed.shape[1:]))
+            weight = weight if weight.numel() else torch.ones_like(own_fixed[0])
             if weight.shape == self.inside.shape:  # as `MapPull`
                 weight = weight * self.inside
-            own_fixed, own_moving = (own.movedim(-1, 0).contiguous() for own in (own_fixed, own_moving))
-            self.maps.append((own_fixed, own_moving, weight, maps.weight))
+            self.maps.append((own_fixed, own_moving, weight, strength))
         self.update_taps = put(gaussian_taps(settings.smooth_update))
         self.total_taps = put(gaussian_taps(settings.smooth_total))
         self.no_smoothing = torch.zeros_like(self.total_taps)

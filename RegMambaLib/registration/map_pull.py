@@ -6,23 +6,28 @@ import numpy as np
 
 from ..spatial import fields
 from . import kernels
-from .refine import Maps, Pair, shrink
+from .refine import Maps
 
 # Of a channel, below which a voxel is far from all structures; and how far from them the maps still pull, voxels.
 FAR, REACH = 0.02, 2
 
 
 class MapPull:
-    """The downhill direction of the squared difference of both maps, on the coarser of their grid and the level's."""
+    """The downhill direction of the squared difference of both maps, on their grid, the level's or a coarser one."""
 
-    def __init__(self, maps: Maps, pair: Pair, spans: np.ndarray) -> None:
-        """spans: the rows of the level that are worked on."""
-        self.strength, self.level_spans = maps.weight, spans
-        self.fixed, self.moving, self.weight = maps_at_level(maps, pair)
-        self.shape = self.fixed.shape[:3]
-        channels = (*np.moveaxis(self.fixed, -1, 0), *np.moveaxis(self.moving, -1, 0))
-        self.spans = fields.spans_of(np.maximum.reduce(channels) > FAR, REACH)
-        self.coarser = self.shape != pair.fixed.shape
+    def __init__(self, maps: Maps, weight: np.ndarray, spans: np.ndarray, shape: tuple[int, ...]) -> None:
+        """
+        Args:
+            weight: (k, j, i), where they are to be compared; size 0 where it is everywhere.
+            spans: the rows of the level that are worked on.
+            shape: of the level.
+        """
+        self.fixed, self.moving, self.strength = maps
+        self.shape, self.level_spans = self.fixed.shape[:3], spans
+        self.weight = weight_at(weight, self.shape)
+        near = [channel > FAR for side in (self.fixed, self.moving) for channel in np.moveaxis(side, -1, 0)]
+        self.spans = fields.spans_of(np.logical_or.reduce(near), REACH)
+        self.coarser = self.shape != shape
         if self.coarser:
             self.pull, self.own = (np.zeros((3, *self.shape), np.float32) for _ in range(2))
         else:
@@ -47,18 +52,7 @@ class MapPull:
             kernels.add_resized(pull, np.float32(self.strength * np.sqrt(image / size)), spans, force)
 
 
-def maps_at_level(maps: Maps, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both maps at a level, given its pair, (k, j, i, c), and its weight, on the coarser of their grid and the level's.
-
-    Maps are made coarser as images are. The weight stays of size 0 where everything counts.
-    """
-    z, y, x = (min(sizes) for sizes in zip(pair.fixed.shape, maps.fixed.shape[:3], strict=True))
-
-    def at_shape(own: np.ndarray) -> np.ndarray:
-        if own.shape[:3] == (z, y, x):
-            return np.ascontiguousarray(own, np.float32)
-        channels = [shrink(np.ascontiguousarray(channel), (z, y, x)) for channel in np.moveaxis(own, -1, 0)]
-        return np.ascontiguousarray(np.stack(channels, -1))
-
-    weight = fields.resize(pair.weight, (z, y, x)) if pair.weight.size else pair.weight
-    return at_shape(maps.fixed), at_shape(maps.moving), weight
+def weight_at(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A weight (k, j, i) on another grid over the same extent; of size 0 it stays."""
+    z, y, x = shape
+    return fields.resize(weight, (z, y, x)) if weight.size else weight

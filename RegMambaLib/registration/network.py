@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial import fields
+from .window import anatomy_window, nearness, usual_frame
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +107,8 @@ def predict(
 ) -> np.ndarray:
     """Run the network on a pair that is on its own grid (see `network_shape`).
 
+    It sees the part around the anatomy. Further out, where its answer means nothing, the displacement fades.
+
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1], linearly aligned.
 
@@ -114,8 +117,13 @@ def predict(
     """
     import torch
 
+    anatomy = (fixed > 0) | (moving > 0)
+    # No smaller than in training, where the images are not: of small frames the network knows nothing.
+    window = anatomy_window(anatomy, usual_frame(fixed.shape))
+    if window is None:
+        return np.zeros((3, *fixed.shape), np.float32)
     network = placed(network, device)
-    small, other = (torch.from_numpy(volume)[None, None].to(device) for volume in (moving, fixed))
+    small, other = (torch.from_numpy(window.shown(volume))[None, None].to(device) for volume in (moving, fixed))
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as said, with all its digits
             displacement, _ = network.predict(small, other)
@@ -123,7 +131,7 @@ def predict(
         if device != "mps":
             raise
         return predict(network, fixed, moving)
-    return np.ascontiguousarray(displacement[0].float().cpu().numpy())
+    return window.whole(displacement[0].float().cpu().numpy(), fixed.shape) * nearness(anatomy)
 
 
 def placed(network: N, device: str) -> N:

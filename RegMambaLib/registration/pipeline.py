@@ -108,6 +108,8 @@ def _register(
     with run.stage("preprocess"):
         grid = working_grid(Grid.of(fixed), foregrounds[0], Grid.of(moving), foregrounds[1], affine, settings.spacing)
         pair = _pair(grid, sides, affine, labels, masks, settings)
+        cutout = any(map(is_cutout, sides))
+        del sides, foregrounds  # refinement needs the memory
         alike = correlation(pair, grid.spacing[0]) > SAME_CONTRAST
         side = None if alike else side_to_carry(pair, grid.spacing[0])
         metric = settings.metric
@@ -116,9 +118,7 @@ def _register(
 
     with run.stage("network"):
         device = find_device(settings.device)
-        weights = chosen_weights(
-            settings.weights, one_contrast=alike or side is not None, cutout=any(map(is_cutout, sides))
-        )
+        weights = chosen_weights(settings.weights, one_contrast=alike or side is not None, cutout=cutout)
         run.details.update(weights=weights, network_used=False)
         start: np.ndarray | None = None
         maps: tuple[Maps, ...] = ()

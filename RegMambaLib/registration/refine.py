@@ -46,13 +46,24 @@ FREE_WORK, MOST_FINE = 6e6, 30
 class Maps(NamedTuple):
     """Channels of two images that refinement brings together besides the images.
 
-    fixed, moving: float32 (k, j, i, c), on a grid of their own over the extent of the images, which no level changes.
+    fixed, moving: float32 (k, j, i, c) contiguous, on a grid of their own over the extent of the images.
     weight: what they pull, of what the images pull, as root mean squares.
     """
 
     fixed: np.ndarray
     moving: np.ndarray
     weight: float
+
+    def at(self, shape: tuple[int, int, int]) -> Maps:
+        """On a grid of `shape`, made coarser as images are; where they are as coarse along an axis, that stays."""
+        z, y, x = map(min, shape, self.fixed.shape[:3])
+        if (z, y, x) == self.fixed.shape[:3]:
+            return self
+        fixed, moving = (
+            np.stack([shrink(np.ascontiguousarray(own), (z, y, x)) for own in np.moveaxis(volume, -1, 0)], -1)
+            for volume in (self.fixed, self.moving)
+        )
+        return Maps(fixed, moving, self.weight)
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,8 @@ class Pair:
             pick(self.fixed_labels, shape),
             pick(self.moving_labels, shape),
             self.labels,
-            fields.resize(self.active.astype(np.float32), shape) > 0 if self.active.size else self.active,
-            self.maps,
+            fields.resize(self.active, shape) > 0 if self.active.size else self.active,
+            tuple(maps.at(shape) for maps in self.maps),
         )
 
 
@@ -125,7 +136,7 @@ def refine(
     shapes = level_shapes(pair.fixed.shape, len(settings.iterations))
     work = [n * int(np.prod(shape)) for n, shape in zip(settings.iterations, shapes, strict=True)]
     total, done = max(sum(work), 1), 0
-    u, coarsest = start, True
+    u = None if start is None else start.copy()  # engines work on what they are given
     for shape, iterations in zip(shapes, settings.iterations, strict=True):
         if iterations == 0:
             continue
@@ -133,10 +144,10 @@ def refine(
         # Coarser levels are smoothed, so that what lies beyond an edge reaches a voxel further.
         reach = 0 if shape == pair.fixed.shape else 2
         level = replace(level, weight=whole_windows(level.weight, settings.window + reach))
-        u = np.zeros((3, *shape), np.float32) if u is None else to_shape(u, shape)
+        coarsest = done == 0
         floor = COARSE_FLOOR if coarsest else ADAM_FLOOR
+        u = np.zeros((3, *shape), np.float32) if u is None else to_shape(u, shape)
         engine = _engine(device, level, u, level_settings(settings, coarsest, smoothing), metric, floor=floor)
-        coarsest = False
         for iteration in range(iterations):
             similarity = engine.step()
             done += int(np.prod(shape))
@@ -145,9 +156,8 @@ def refine(
                     float(similarity)
                 progress(done / total)
         u = engine.displacement()
-    if u is None:
-        u = np.zeros((3, *pair.fixed.shape), np.float32)
-    return to_shape(u, pair.fixed.shape)
+        del engine, level  # the next one needs the memory
+    return np.zeros((3, *pair.fixed.shape), np.float32) if u is None else to_shape(u, pair.fixed.shape)
 
 
 def with_extra_iterations(settings: Settings, voxels: int) -> Settings:
@@ -179,7 +189,7 @@ def level_settings(settings: Settings, coarsest: bool, smoothing: float) -> Sett
 def shrink(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Smooth by half the reduction factor and resample to `shape`."""
     factor = float(np.mean(np.asarray(volume.shape) / np.asarray(shape)))
-    return fields.resize(fields.smooth(volume, 0.5 * factor, truncate=3.0), shape)
+    return fields.shrink(volume, shape, 0.5 * factor)
 
 
 def pick(labels: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray | None:

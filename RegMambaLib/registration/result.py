@@ -57,14 +57,7 @@ class Registration:
     @cached_property
     def inverse(self) -> sitk.Transform:
         """Moving -> fixed, LPS mm."""
-        import SimpleITK as sitk
-
-        return sitk.CompositeTransform(
-            [
-                displacement_transform(self.inverse_displacement, self.grid),
-                affine_transform(np.linalg.inv(self.affine)),
-            ]
-        )
+        return inverse_of(self)
 
     @cached_property
     def jacobian(self) -> np.ndarray:
@@ -102,6 +95,14 @@ class Registration:
         from .storage import load
 
         return load(folder)
+
+
+def inverse_of(result: Registration) -> sitk.Transform:
+    """`Registration.inverse`, not kept: a brain's takes 200 MB."""
+    import SimpleITK as sitk
+
+    displacement = displacement_transform(result.inverse_displacement, result.grid)
+    return sitk.CompositeTransform([displacement, affine_transform(np.linalg.inv(result.affine))])
 
 
 def _outside(image: sitk.Image, labels: bool) -> float:

@@ -34,8 +34,10 @@ def save(result: Registration, folder: str | Path, *, overwrite: bool = False) -
 
 def write_files(result: Registration, folder: Path) -> None:
     """The files of `save`, straight into an existing folder."""
+    from .result import inverse_of
+
+    write_transform(inverse_of(result), folder / INVERSE)
     write_transform(result.transform, folder / TRANSFORM)
-    write_transform(result.inverse, folder / INVERSE)
     if result.uncertainty is not None:
         write_image(result.grid.image(result.uncertainty), folder / UNCERTAINTY)
     (folder / META).write_text(json.dumps(describe(result), indent=2), encoding="utf-8")

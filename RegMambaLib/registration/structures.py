@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,6 @@ CHANNELS: tuple[tuple[tuple[str, ...], float], ...] = (
 TISSUES = ("white matter", "cortex", "background")
 # What the channels pull, and what the map of the cortex pulls, of what the images pull.
 STRUCTURE_WEIGHT, CORTEX_WEIGHT = 0.2, 0.4
-# Voxels that images had in training, with the brain in the middle; the background counts in the normalisation.
-FRAME = (80, 96, 80)
 # Of white matter and cortex together: what T1 brains have at least (12 brains of three data sets: .0147, .0078, .0104
 # and .0083; turned over, T2-like, caudate and putamen .0045 and .0027), and the share of white matter. How much
 # brighter than cortex it is at least, and how undecided the network is at most, nats (.26 to .36; turned over .52).
@@ -61,24 +59,28 @@ def structure_maps(pair: Pair, level: Pair, *, device: str = "cpu") -> tuple[Map
     found = recognised(level.fixed, level.moving, device=device)
     if found is None:
         return ()
-    count = len(CHANNELS)
     fixed, moving = (
-        cortex_map(image, coarse, shares[..., count:])[..., None]
-        for image, coarse, shares in zip((pair.fixed, pair.moving), (level.fixed, level.moving), found, strict=True)
+        cortex_map(image, coarse, brain.tissues)[..., None]
+        for image, coarse, brain in zip((pair.fixed, pair.moving), (level.fixed, level.moving), found, strict=True)
     )
-    structures = Maps(found[0][..., :count], found[1][..., :count], STRUCTURE_WEIGHT)
+    structures = Maps(found[0].channels, found[1].channels, STRUCTURE_WEIGHT)
     return structures, Maps(fixed, moving, CORTEX_WEIGHT)
 
 
-def recognised(fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray] | None:
-    """What the network finds in both images, float32 (k, j, i, c): CHANNELS, then the shares of TISSUES.
+class Brain(NamedTuple):
+    """What the network finds in an image, float32 (k, j, i, c): CHANNELS, and the shares of TISSUES."""
 
-    None where an image does not look like a T1 brain.
+    channels: np.ndarray
+    tissues: np.ndarray
+
+
+def recognised(fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu") -> tuple[Brain, Brain] | None:
+    """What the network finds in both images; None where an image does not look like a T1 brain.
 
     Args:
         fixed, moving: (k, j, i) float32 in [0, 1] on the network's grid (`network_shape`), linearly aligned.
     """
-    window = anatomy_window((fixed > 0) | (moving > 0), FRAME)
+    window = anatomy_window((fixed > 0) | (moving > 0))
     if window is None:
         return None
     try:
@@ -91,7 +93,7 @@ def recognised(fixed: np.ndarray, moving: np.ndarray, *, device: str = "cpu") ->
 
 def _recognised_within(
     window: Window, fixed: np.ndarray, moving: np.ndarray, device: str
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[Brain, Brain] | None:
     import torch
 
     network = placed(load_structure_network(), device)
@@ -101,15 +103,17 @@ def _recognised_within(
     fast = torch.autocast("cpu", torch.bfloat16, enabled=device == "cpu" and _has_bfloat16())
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), fast:
         for image, logits in zip(images, network(images[:, None]), strict=True):
-            inside = image > 0
-            shares = logits[:, inside].float().softmax(0)
-            if not believable(image[inside], shares):
+            inside = image.flatten().nonzero()[:, 0]
+            shares = logits.flatten(1).index_select(1, inside).float().softmax(0)
+            if not believable(image.flatten()[inside], shares):
                 return None
-            maps = torch.zeros((*image.shape, len(parts)), device=image.device)
+            maps = torch.zeros((image.numel(), len(parts)), device=image.device)
             maps[inside] = torch.stack([scale * shares[_numbers(names)].sum(0) for names, scale in parts], -1)
-            whole = np.zeros((*fixed.shape, len(parts)), np.float32)
-            whole[window.inner] = maps.cpu().numpy()[window.frame]
-            found.append(whole)
+            parted = maps.unflatten(0, image.shape).split([len(CHANNELS), len(TISSUES)], -1)
+            whole = [np.zeros((*fixed.shape, part.shape[-1]), np.float32) for part in parted]
+            for volume, part in zip(whole, parted, strict=True):
+                volume[window.inner] = part.cpu().numpy()[window.frame]
+            found.append(Brain(*whole))
     return found[0], found[1]
 
 
@@ -124,7 +128,8 @@ def believable(values: torch.Tensor, shares: torch.Tensor) -> bool:
 
     amounts = shares.sum(1)
     brightness = shares @ values / amounts.clamp_min(1e-6)
-    doubt = -(shares * shares.clamp_min(1e-9).log()).sum(0).mean().item()
+    some = shares[:, ::8]  # logarithms are slow
+    doubt = -(some * some.clamp_min(1e-9).log()).sum(0).mean().item()
     amount, bright = (dict(zip(NAMES, numbers.tolist(), strict=True)) for numbers in (amounts, brightness))
     cerebrum = amount["white matter"] + amount["cortex"]
     return (

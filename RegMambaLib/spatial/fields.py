@@ -84,20 +84,44 @@ def local_moments(
 
 
 def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Trilinear resize of (k, j, i) over the same extent; smooth first when shrinking."""
+    """Trilinear resize of (k, j, i) over the same extent; `shrink` when it becomes smaller, so that nothing is lost."""
+    return shrink(volume, shape, 0.0)
+
+
+def shrink(volume: np.ndarray, shape: tuple[int, int, int], sigma: float, *, truncate: float = 3.0) -> np.ndarray:
+    """`smooth`, then `resize`, of a volume (k, j, i), in one go: only the voxels that are wanted are computed."""
     out = np.empty(shape, np.float32)
-    kernels.resample_volume(_contiguous(volume), out)
+    kernels.weighted_sums(_contiguous(volume), *_neighbours(volume.shape, shape, gaussian_taps(sigma, truncate)), out)
     return out
 
 
 def resize_displacement(displacement: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """A voxel displacement over the same extent at another resolution, in the new voxels."""
-    return np.stack(
-        [
-            resize(channel, shape) * np.float32(new / old)
-            for channel, new, old in zip(displacement, shape, displacement.shape[1:], strict=True)
-        ]
-    )
+    old = displacement.shape[1:]
+    first, (z, y, x) = _neighbours(old, shape, gaussian_taps(0.0))
+    out = np.empty((3, *shape), np.float32)
+    for axis, scale in enumerate(np.float32(np.divide(shape, old))):
+        kernels.weighted_sums(_contiguous(displacement[axis]), first, (scale * z, y, x), out[axis])
+    return out
+
+
+def _neighbours(
+    old: tuple[int, ...], shape: tuple[int, int, int], taps: np.ndarray
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """What `kernels.weighted_sums` takes to smooth a volume and resize it over the same extent; borders repeat."""
+    first, weights = [], []
+    for size, new in zip(old, shape, strict=True):
+        position = np.clip((np.arange(new) + 0.5) * size / new - 0.5, 0, size - 1)
+        low = position.astype(np.int64)
+        share = position - low
+        count = min(taps.size + 1, size)
+        first.append(np.clip(low - taps.size // 2, 0, size - count))
+        sums = np.zeros((new, count))
+        for start, part in ((low, 1 - share), (np.minimum(low + 1, size - 1), share)):
+            for t, tap in enumerate(taps, -(taps.size // 2)):
+                sums[np.arange(new), np.clip(start + t, 0, size - 1) - first[-1]] += tap * part
+        weights.append(sums.astype(np.float32))
+    return tuple(first), tuple(weights)
 
 
 def whole(shape: tuple[int, ...]) -> np.ndarray:

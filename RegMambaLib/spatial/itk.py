@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 def voxels_to_mm(displacement: np.ndarray, grid: Grid) -> np.ndarray:
     """(3, k, j, i) voxels on `grid` -> (k, j, i, 3) LPS mm, float64."""
-    return np.moveaxis(displacement[::-1], 0, -1).astype(np.float64) @ grid.axes.T
+    out = np.empty((*displacement.shape[1:], 3))
+    for z, plane in enumerate(out):  # copies of all of it would take hundreds of megabytes
+        np.matmul(np.moveaxis(displacement[::-1, z], 0, -1), grid.axes.T, out=plane)
+    return out
 
 
 def mm_to_voxels(displacement: np.ndarray, grid: Grid) -> np.ndarray:
     """(k, j, i, 3) LPS mm -> (3, k, j, i) voxels of `grid`, float32."""
-    voxels = np.asarray(displacement, np.float64) @ np.linalg.inv(grid.axes).T
-    return np.ascontiguousarray(np.moveaxis(voxels, -1, 0)[::-1], np.float32)
+    axes = np.linalg.inv(grid.axes).T
+    out = np.empty((3, *displacement.shape[:3]), np.float32)
+    for z, plane in enumerate(displacement):
+        out[:, z] = np.moveaxis(np.asarray(plane, np.float64) @ axes, -1, 0)[::-1]
+    return out
 
 
 def displacement_transform(displacement: np.ndarray, grid: Grid) -> sitk.Transform:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .rows import HELPER, RELAXED, add_rows, determinant, scale_row
+from .rows import HELPER, RELAXED, add_row, add_rows, determinant, scale_row
 
 OPTIONS: dict[str, Any] = {
     "parallel": True,
@@ -92,21 +92,29 @@ def compose(u, v, scale, spans, out):
 
 
 @njit(**OPTIONS)
-def resample_volume(volume, out):
-    """Trilinear resize with both volumes covering the same extent (outer voxel borders coincide)."""
-    Z, Y, X = volume.shape
-    sz, sy, sx = Z / out.shape[0], Y / out.shape[1], X / out.shape[2]
+def weighted_sums(volume, first, weights, out):
+    """Along each axis, a voxel of `out` is a sum of neighbours in a volume; (k, j, i), axes one after another.
+
+    Args:
+        first: for each axis, the first neighbour of every voxel.
+        weights: for each axis, of every voxel's neighbours, (size of `out`, neighbours) float32.
+    """
+    Y, X = volume.shape[1:]
     for z in prange(out.shape[0]):
-        z0, z1, fz = split(np.float32((z + 0.5) * sz - 0.5), Z)
+        plane, row = np.empty((Y, X), np.float32), np.empty(X, np.float32)
+        for y in range(Y):
+            scale_row(volume[first[0][z], y], weights[0][z, 0], plane[y])
+            for t in range(1, weights[0].shape[1]):
+                add_row(plane[y], volume[first[0][z] + t, y], weights[0][z, t])
         for y in range(out.shape[1]):
-            y0, y1, fy = split(np.float32((y + 0.5) * sy - 0.5), Y)
+            scale_row(plane[first[1][y]], weights[1][y, 0], row)
+            for t in range(1, weights[1].shape[1]):
+                add_row(row, plane[first[1][y] + t], weights[1][y, t])
             for x in range(out.shape[2]):
-                x0, x1, fx = split(np.float32((x + 0.5) * sx - 0.5), X)
-                a = volume[z0, y0, x0] * (ONE - fx) + volume[z0, y0, x1] * fx
-                b = volume[z0, y1, x0] * (ONE - fx) + volume[z0, y1, x1] * fx
-                c = volume[z1, y0, x0] * (ONE - fx) + volume[z1, y0, x1] * fx
-                d = volume[z1, y1, x0] * (ONE - fx) + volume[z1, y1, x1] * fx
-                out[z, y, x] = (a * (ONE - fy) + b * fy) * (ONE - fz) + (c * (ONE - fy) + d * fy) * fz
+                total = np.float32(0)
+                for t in range(weights[2].shape[1]):
+                    total += weights[2][x, t] * row[first[2][x] + t]
+                out[z, y, x] = total
 
 
 @njit(**HELPER)
