@@ -30,6 +30,8 @@ COMPILING = (
     "The numerical kernels are compiled now, once after installing; it takes about a minute. `regmamba warmup` does it "
     "beforehand."
 )
+# Memory that a registration works in, for a voxel of the fixed image, and no more than it is for a brain at 1 mm.
+BYTES_PER_VOXEL, MOST_BYTES = 130, 640 * 2**20
 _STAGES = ("read", "start", "preprocess", "linear", "network", "refine", "repair", "write", "evaluate")
 
 
@@ -87,6 +89,7 @@ def register(
         "moving_mask": moving_mask,
         "initial": initial,
     }
+    from ..allocation import memory_fetched
     from ..evaluation.names import read_label_names
     from ..io.atomic import staged
     from .output import print_json, to_json
@@ -96,7 +99,7 @@ def register(
     with staged(output, OUTPUTS, overwrite=overwrite) as folder, Stages(quiet=quiet) as stages:
         with stages.stage("read"):
             inputs = _read({name: path for name, path in paths.items() if path})
-        with stages.stage("start"):
+        with stages.stage("start"), memory_fetched(_memory_needed(inputs.fixed)):
             from ..evaluation.report import registration_report
             from ..registration.device import find_device
             from ..registration.pipeline import register as run
@@ -158,6 +161,11 @@ def _read(paths: dict[str, Path]) -> _Inputs:
     if "initial" in paths:
         read["initial"] = read_linear(paths["initial"])
     return _Inputs(**read)
+
+
+def _memory_needed(fixed: sitk.Image) -> int:
+    """About the bytes that a registration takes at its peak; no more than brains at 1 mm do."""
+    return min(BYTES_PER_VOXEL * fixed.GetNumberOfPixels(), MOST_BYTES)
 
 
 def _write(registration: Registration, inputs: _Inputs, folder: Path) -> sitk.Image | None:
