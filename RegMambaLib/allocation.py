@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 # From glibc's malloc.h.
@@ -37,18 +37,18 @@ def memory_fetched(size: int) -> Iterator[None]:
     The first use of a page is slow: the system clears it, and on a virtual machine the host has to find one. A thread
     that does it while libraries load takes .6 s off a registration of brains at 1 mm where memory has lain idle.
     """
-    if not _kept or size <= 0:
-        yield
-        return
-    import numpy as np
+    thread = None
+    if _kept and size > 0:
+        import numpy as np
 
-    room = np.empty(size, np.uint8)
-    thread = Thread(target=lambda: room[::_PAGE].fill(0), daemon=True)
-    thread.start()
+        with suppress(MemoryError):  # what needs it will say so
+            thread = Thread(target=np.empty(size, np.uint8)[::_PAGE].fill, args=(0,), daemon=True)
+            thread.start()
     try:
         yield
     finally:
-        thread.join()
+        if thread is not None:
+            thread.join()
 
 
 def return_freed_memory() -> None:
