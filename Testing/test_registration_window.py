@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from RegMambaLib.networks import build_network
 from RegMambaLib.registration.network import predict
 from RegMambaLib.registration.window import FRAME, RIM, anatomy_window, nearness
 from RegMambaLib.spatial import fields
@@ -42,17 +43,15 @@ def test_of_an_image_without_background_nothing_is_left_out():
     assert np.count_nonzero(window.shown(volume)) == np.count_nonzero(volume)
 
 
-def test_values_of_a_window_go_on_beyond_its_edge():
-    mask = np.zeros((40, 38, 36), bool)
-    mask[10:24, 12:26, 3:15] = True
+def test_what_is_found_in_a_window_goes_on_outside():
+    mask = np.zeros((50, 40, 45), bool)
+    mask[20:41, 3:30, 9:33] = True
     window = anatomy_window(mask, (1, 1, 1))
-    values = np.random.default_rng(0).random((2, *window.size), np.float32)
-    whole = window.whole(values, mask.shape)
-    assert whole.shape == (2, *mask.shape)
-    np.testing.assert_array_equal(whole[(slice(None), *window.inner)], values[(slice(None), *window.frame)])
-    first = window.inner[0].start
-    assert first > 0
-    np.testing.assert_array_equal(whole[:, :first], np.repeat(whole[:, first : first + 1], first, 1))
+    places = np.stack(np.meshgrid(*map(np.arange, mask.shape), indexing="ij")).astype(np.float32)
+    found = np.stack([window.shown(axis) for axis in places])
+    low, high = ([getattr(span, end) for span in window.inner] for end in ("start", "stop"))
+    expected = np.stack([axis.clip(a, b - 1) for axis, a, b in zip(places, low, high, strict=True)])
+    np.testing.assert_array_equal(window.whole(found, mask.shape), expected)
 
 
 @pytest.mark.parametrize("shape", [(90, 100, 88), (91, 1, 40), (1, 1, 1)])
@@ -88,3 +87,16 @@ def test_a_network_sees_the_anatomy_and_its_answer_fades_in_the_air():
     assert np.abs(found[:, (images > 0).any(0)] - 2).max() < 0.1
     assert np.abs(found[:, -1, -1, -1]).max() < 0.01
     assert (predict(network, *np.zeros((2, 9, 8, 7), np.float32)) == 0).all()
+
+
+def test_a_network_sees_the_anatomy_wherever_it_lies_in_the_volume():
+    network = build_network("regmamba", channels=(4, 8, 8))
+    fixed, moving = np.zeros((2, 40, 44, 48), np.float32)
+    fixed[4:20, 6:22, 8:24], moving[4:20, 6:22, 8:24] = np.random.default_rng(0).random((2, 16, 16, 16), np.float32)
+    here = predict(network, fixed, moving)
+    there = predict(network, *(np.roll(image, (16, 16, 16), (0, 1, 2)) for image in (fixed, moving)))
+    assert here.shape == (3, 40, 44, 48) and here.dtype == np.float32
+    np.testing.assert_allclose(
+        np.roll(here, (16, 16, 16), (1, 2, 3))[:, 20:36, 22:38, 24:40], there[:, 20:36, 22:38, 24:40], atol=1e-5
+    )
+    assert not predict(network, np.zeros_like(fixed), np.zeros_like(fixed)).any()

@@ -60,7 +60,7 @@ class Maps(NamedTuple):
         if (z, y, x) == self.fixed.shape[:3]:
             return self
         fixed, moving = (
-            np.stack([shrink(np.ascontiguousarray(own), (z, y, x)) for own in np.moveaxis(volume, -1, 0)], -1)
+            np.stack([shrink(channel, (z, y, x)) for channel in np.moveaxis(volume, -1, 0)], -1)
             for volume in (self.fixed, self.moving)
         )
         return Maps(fixed, moving, self.weight)
